@@ -1,0 +1,54 @@
+# Every target sets up what is missing in .venv by itself; PY=python3 uses an existing environment instead.
+ifeq ($(origin PY),undefined)
+PY := .venv/bin/python
+READY := .venv/.ready
+else
+READY := check-environment
+endif
+BASE_PYTHON ?= python3
+SCALE ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce report smoke test lint format readme check-environment
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "options: SCALE=cpu|gpu  RESULTS=folder  PY=python3 (an environment of your own)"
+
+setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
+
+reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 7 minutes)
+	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+
+report: $(READY) ## tables and plots of all records below RESULTS (default results)
+	$(PY) -m src.report results_dir=$(or $(RESULTS),results)
+
+smoke: $(READY) ## try the whole path on a few prompts, in under a minute
+	$(PY) -m src.reproduce smoke=true scale=cpu results_dir=$$(mktemp -d)
+
+test: lint ## lint and the whole test suite, offline, on CPU
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+lint: $(READY) ## ruff: style and mistakes
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY) ## let ruff mend the style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+readme: $(READY) ## write README.md's generated tables anew from the records under results/
+	$(PY) scripts/readme.py --write
+
+check-environment:
+	@$(PY) scripts/check_environment.py
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(BASE_PYTHON) is older than Python 3.11; name a newer one with BASE_PYTHON=python3.12"; exit 2; }
+	@test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "error: no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@echo "setting up .venv (once, some minutes; log: .venv/install.log)"
+	@.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 || \
+		{ tail -n 20 .venv/install.log; echo "error: installing failed; the whole log: .venv/install.log"; exit 2; }
+	@touch $@

@@ -1,0 +1,31 @@
+"""Say whether this Python has every package that pyproject.toml asks for (make … PY=python3)."""
+
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def main() -> int:
+    """Print one line per requirement that is not met; 0 where all are, else 2."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    missing = []
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        try:
+            found = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            missing.append(f"  {wanted} (found: {found or 'not installed'})")
+    if missing:
+        print(f"error: {sys.executable} lacks:", *missing, sep="\n", file=sys.stderr)
+        print("install them there, or leave PY= out to use .venv", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

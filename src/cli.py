@@ -1,0 +1,93 @@
+"""The edge between people and the program: one clear line for bad input, exit codes, ``key=value`` arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Bad input or an environment that cannot do what was asked.
+
+    ``setting`` names the configuration key at fault, ``problem`` what was wrong, ``remedy`` what would be right.
+    """
+
+    def __init__(self, setting: str, problem: str, remedy: str = "") -> None:
+        self.setting, self.problem, self.remedy = setting, problem, remedy
+        super().__init__(" ".join(f"{setting}: {problem}{'; ' + remedy if remedy else ''}".split()))
+
+
+@functools.cache
+def warn(message: str) -> None:
+    """Tell the user of something that does not stop the run: one line on standard error, once."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception) -> str:
+    """Reduce Hydra's and OmegaConf's multi-line messages to the one line that a person needs."""
+    text = f"{error.__cause__ or ''}\n{error}" if error.__cause__ else str(error)
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, name = found.groups()
+        options = re.search(r"Available options in '\w+':\n((?:\t[^\n]+\n?)+)", text)
+        names = ", ".join(options.group(1).split()) if options else "see configs/" + group
+        return f"{group}: unknown '{name}'; choose one of {names}"
+    if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')(?:\s*full_key: (\S+))?", text):
+        return f"{found[2] or found[1]}: there is no such setting; `python -m src.run --help` lists them all"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: there is no such setting; `python -m src.run --help` lists them all"
+    if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):
+        return f"{found[2]}: {found[1].strip()}"
+    return " ".join(text.split())
+
+
+def guarded(main: Callable[[], Any]) -> int:
+    """Run ``main`` and return the exit code: its own (or 0), 2 with one line on bad input, 130 on Ctrl-C."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own report
+    try:
+        return int(main() or 0)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if show_traceback:
+            raise
+        print(f"error: {error if isinstance(error, UserError) else _one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nstopped; what was recorded is kept, and the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        if not show_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
+    """Read ``key=value`` arguments into the dataclass ``schema``; ``--help`` prints its fields and leaves.
+
+    Raises:
+        OmegaConfBaseException: unknown key or wrong type (``guarded`` turns it into one line).
+    """
+    from omegaconf import OmegaConf
+
+    if {"-h", "--help"} & set(argv):
+        lines = [f"usage: python -m {program} [setting=value …]", "", (schema.__doc__ or "").strip(), ""]
+        for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+            lines.append(f"  {field.name}={field.default!s:<12} {field.metadata.get('help', '')}")
+        print("\n".join(lines))
+        raise SystemExit(0)
+    for argument in argv:
+        if "=" not in argument:
+            raise UserError(argument, "arguments have the form setting=value", f"see python -m {program} --help")
+    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(argv))
+    return OmegaConf.to_object(merged)  # type: ignore[return-value]

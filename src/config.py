@@ -1,0 +1,196 @@
+"""What a run is: the settings, their meaning and their limits. Strings are checked here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from src.cli import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+METHODS = ("full-batching", "length-ordered", "prepacking")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "metric": ("prefill", "ttft"),
+    "protocol": ("paper", "modern"),
+    "packing": ("ffd", "binpacking", "optimal"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "loadbit": ("none", "4", "8"),
+    "model.weights": ("auto", "hub", "random"),
+    "dataset.source": ("auto", "hub", "file", "profile"),
+}
+
+
+@dataclass
+class ModelConfig:
+    """Where a causal language model comes from: a hub id or folder, or its published shape and random weights."""
+
+    name: str = MISSING
+    path: str | None = None  # hub id or local folder
+    revision: str | None = None  # hub commit, tag or branch; the commit it resolves to is recorded
+    weights: str = "auto"  # auto: hub, else random with a warning; hub: never falls back; random: no download
+    architecture: dict[str, Any] | None = None  # transformers' config fields, model_type among them
+
+
+@dataclass
+class DatasetConfig:
+    """Where prompts come from: a hub dataset, a local file, or a real dataset's token-length profile."""
+
+    name: str = MISSING
+    source: str = "auto"  # auto: hub, else the profile with a warning; hub: never falls back; file, profile: no network
+    hub_id: str | None = None
+    hub_config: str | None = None
+    data_dir: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    text_field: str = "text"
+    path: str | None = None  # local jsonl, json, csv, parquet or txt
+    profile: str | None = None  # name of a shipped length profile, or path of a token_length,count CSV
+    max_tokens: int | None = None  # cut prompts to this many tokens
+
+
+@dataclass
+class Config:
+    """One configuration of ``python -m src.run``; configs/config.yaml says what each setting does."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    method: str = "prepacking"
+    methods: list[str] | None = None
+    metric: str = "prefill"
+    protocol: str = "modern"
+    packing: str = "ffd"
+    batch_size: int = 64
+    num_prompts: int = 1000
+    repeats: int = 5
+    warmup: int = 1
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    loadbit: str = "none"
+    verify_batches: int = 2
+    sampler_interval_s: float = 0.1
+    results_dir: str | None = None
+    rerun: bool = False
+
+    @property
+    def compared_methods(self) -> tuple[str, ...]:
+        """The methods that this run measures side by side."""
+        return tuple(self.methods) if self.methods else (self.method,)
+
+
+def register_schemas() -> None:
+    """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    store.store(group="model", name="model_schema", node=ModelConfig)
+    store.store(group="dataset", name="dataset_schema", node=DatasetConfig)
+
+
+def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+    """Compose configs/config.yaml with ``overrides``, outside of a Hydra application.
+
+    Returns:
+        The validated configuration, and the sweep an experiment file asks for (``{"metric": "prefill,ttft"}``).
+
+    Raises:
+        HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composed = hydra_compose("config", list(overrides), return_hydra_config=True)
+        sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return typed(composed), sweep
+
+
+def typed(composed: Any) -> Config:
+    """Turn Hydra's composed config into the checked dataclass.
+
+    Raises:
+        UserError: a value outside its choices or limits, naming the setting.
+    """
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Check every setting that can be judged without a model, data or device.
+
+    Raises:
+        UserError: the first setting that is wrong.
+    """
+    values = {
+        "metric": config.metric,
+        "protocol": config.protocol,
+        "packing": config.packing,
+        "dtype": config.dtype,
+        "loadbit": config.loadbit,
+        "model.weights": config.model.weights,
+        "dataset.source": config.dataset.source,
+    }
+    for setting, value in values.items():
+        _one_of(setting, value, CHOICES[setting])
+    _one_of("method", config.method, METHODS)
+    if config.methods is not None:
+        if not config.methods:
+            raise UserError("methods", "the list is empty", f"name at least one of {', '.join(METHODS)}")
+        for method in config.methods:
+            _one_of("methods", method, METHODS)
+        if len(set(config.methods)) < len(config.methods):
+            raise UserError("methods", "a method is named twice", "name each once")
+    for setting, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("num_prompts", config.num_prompts, 1),
+        ("repeats", config.repeats, 1),
+        ("warmup", config.warmup, 0),
+        ("seed", config.seed, 0),
+        ("verify_batches", config.verify_batches, 1),
+        ("dataset.max_tokens", config.dataset.max_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(setting, f"{value} is too small", f"give a whole number of {least} or more")
+    if not 0.01 <= config.sampler_interval_s <= 10:
+        raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
+    if config.batch_size > config.num_prompts:
+        raise UserError(
+            "batch_size",
+            f"{config.batch_size} is larger than the data (num_prompts={config.num_prompts})",
+            "lower batch_size or raise num_prompts",
+        )
+
+
+def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(setting, f"unknown '{value}'", f"choose one of {', '.join(choices)}")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain types, for records."""
+    return asdict(config)
+
+
+def config_hash(config: Config) -> str:
+    """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
+    content = as_dict(config)
+    for key in ("results_dir", "rerun", "method"):  # the method is named by the record itself
+        content.pop(key)
+    content["methods"] = list(config.compared_methods)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,63 @@
+"""Peak memory of a span: torch's own counters on a GPU, the kernel's high-water mark of the process on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from src.measure.sampler import MB, resident_mb
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory in MB (2**20 bytes); None where it does not apply or the system does not say."""
+
+    allocated_mb: float | None = None
+    reserved_mb: float | None = None
+    resident_mb: float | None = None
+    resident_before_mb: float | None = None
+
+
+class PeakMemory:
+    """``reset`` before a span, ``read`` after it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before_mb: float | None = None
+        self._resettable = False
+
+    def reset(self) -> None:
+        """Give back what earlier work left, then set the high-water marks to what is in use now."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        try:
+            # The C library keeps freed memory, which would count as the next method's.
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            self._resettable = True
+        except (OSError, AttributeError):
+            self._resettable = (
+                False  # not Linux with the GNU C library, or not allowed: no peak rather than a wrong one
+            )
+        self._before_mb = resident_mb()
+
+    def read(self) -> Peak:
+        """The high-water marks since ``reset``."""
+        if self._device.type == "cuda":
+            return Peak(
+                allocated_mb=torch.cuda.max_memory_allocated(self._device) / MB,
+                reserved_mb=torch.cuda.max_memory_reserved(self._device) / MB,
+            )
+        if not self._resettable:
+            return Peak(resident_before_mb=self._before_mb)
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return Peak(resident_mb=int(line.split()[1]) / 1024, resident_before_mb=self._before_mb)
+        return Peak(resident_before_mb=self._before_mb)

@@ -1,0 +1,171 @@
+"""What a comparison will do, decided before any weights are loaded: device, model, prompts, batches, identity."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from src.cli import UserError, warn
+from src.config import Config, config_hash
+from src.measure import estimate, machine, records
+from src.measure.memory import Peak
+from src.measure.records import Record
+from src.measure.sampler import Usage
+from src.measure.verify import Verification
+from src.prefill.methods import METHODS, Method, Pack, TokenIds
+from src.prefill.models import ModelSource, check_quantizable, find_model
+from src.prefill.packing import PACKINGS
+from src.workload.batches import Batch, fingerprint, shuffled_batches
+from src.workload.prompts import Prompts, load_prompts
+from src.workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
+
+
+@dataclass
+class Pass:
+    """One timed pass of a method over all its batches."""
+
+    samples: list[dict[str, Any]]
+    usage: Usage
+    peak: Peak
+
+
+@dataclass
+class Outcome:
+    """What became of one method: its passes, or why there are none."""
+
+    method: Method
+    batches: list[Batch]
+    shapes: list[tuple[int, int]]  # rows and width of each batch's forward
+    verification: Verification = field(default_factory=Verification)
+    verified_batches: set[int] = field(default_factory=set)
+    passes: list[Pass] = field(default_factory=list)
+    status: str = "ok"
+    reason: str | None = None
+
+    def fail(self, status: str, reason: str) -> None:
+        """Take the method out of the comparison; it keeps a row that says why."""
+        self.status, self.reason, self.passes = status, reason, []
+        warn(f"{self.method.name}: {status}, {reason}")
+
+
+@dataclass
+class Plan:
+    """A comparison that is ready to run: everything decided, no weights loaded."""
+
+    config: Config
+    device: torch.device
+    dtype: torch.dtype
+    source: ModelSource
+    prompts: Prompts
+    outcomes: list[Outcome]
+    workload_fingerprint: str
+    results_dir: Path
+    pack: Pack = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pack = PACKINGS[self.config.packing]
+
+    @property
+    def identity(self) -> str:
+        """8 hex digits over settings, workload, model, machine and code: what makes a run the same run."""
+        parts = (config_hash(self.config), self.workload_fingerprint, self.source.detail,
+                 machine.device_name(self.device), machine.code_hash())  # fmt: skip
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
+
+    @property
+    def comparison_id(self) -> str:
+        """Names this comparison: ``mmlu-llama-15m-prefill-modern-b64-1f2e3d4c``."""
+        c = self.config
+        quantized = "" if c.loadbit == "none" else f"-{c.loadbit}bit"
+        return f"{c.dataset.name}-{c.model.name}{quantized}-{c.metric}-{c.protocol}-b{c.batch_size}-{self.identity}"
+
+    def run_id(self, method: Method) -> str:
+        """Names the record of one method."""
+        return f"{method.name}-{self.comparison_id}"
+
+    def token_ids(self, batch: Batch) -> list[TokenIds]:
+        """The prompts of a batch."""
+        return [self.prompts.token_ids[index] for index in batch]
+
+    def logit_positions(self, rows: int, width: int, batch: Batch) -> int:
+        """Positions at which this protocol computes logits."""
+        return rows * width if self.config.protocol == "paper" else len(batch)
+
+    def seconds(self) -> float:
+        """Estimated time of verification, warm-up and timed passes."""
+        shape, c = estimate.Shape.of(self.source.config), self.config
+        work = 0.0
+        for outcome in self.outcomes:
+            batches = list(zip(outcome.batches, outcome.shapes, strict=True))
+            costs = [shape.operations(*size, self.logit_positions(*size, batch)) for batch, size in batches]
+            work += (c.warmup + c.repeats) * sum(costs) + sum(sorted(costs)[-c.verify_batches :])
+        return work / (estimate.REACHED * estimate.matmul_rate(self.device, self.dtype))
+
+    def recorded(self) -> list[Record] | None:
+        """The records of this very comparison, if all of them exist and none ended in an error."""
+        found = []
+        for outcome in self.outcomes:
+            try:
+                found.append(records.read(self.results_dir / self.run_id(outcome.method)))
+            except ValueError:
+                return None
+        return None if any(record.row.status == "error" for record in found) else found
+
+
+def prepare(config: Config) -> Plan:
+    """Decide everything that can be decided without loading weights.
+
+    Raises:
+        UserError: any setting that this machine, model or dataset cannot serve.
+    """
+    device = machine.pick_device(config.device)
+    dtype = machine.pick_dtype(config.dtype, device)
+    config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    results_dir = Path(config.results_dir or Path("results") / machine.machine_slug(device)).expanduser()
+    records.check_writable(results_dir)
+    source = find_model(config.model)
+    check_quantizable(source, config.loadbit)
+
+    def make_tokenizer() -> Tokenizer:
+        if source.path is None:
+            return mistral_tokenizer()
+        try:
+            return model_tokenizer(source.path, source.revision)
+        except (OSError, ValueError, ImportError) as error:
+            warn(f"{source.path} has no tokenizer that loads ({type(error).__name__}); using the Mistral-7B one")
+            return mistral_tokenizer()
+
+    prompts = load_prompts(config.dataset, config.num_prompts, config.seed, source.config.vocab_size, make_tokenizer)
+    lengths = prompts.lengths
+    if config.batch_size > len(lengths):
+        raise UserError(
+            "batch_size",
+            f"{config.batch_size} is larger than the data ({len(lengths)} usable prompts)",
+            f"give at most {len(lengths)}",
+        )
+    if lengths.max() > source.max_positions:
+        raise UserError(
+            "dataset.max_tokens",
+            f"a prompt of {lengths.max():,} tokens is longer than the {source.max_positions:,} positions of "
+            f"{config.model.name}",
+            f"cut prompts with dataset.max_tokens={source.max_positions}, or choose another model",
+        )
+    shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
+    pack = PACKINGS[config.packing]
+    outcomes = []
+    for name in config.compared_methods:
+        method = METHODS[name]
+        batches = method.batches(shuffled, lengths, config.batch_size)
+        outcomes.append(Outcome(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
+    return Plan(config, device, dtype, source, prompts, outcomes, fingerprint(prompts.token_ids, shuffled), results_dir)
+
+
+def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:
+    longest = int(lengths.max())
+    return (len(pack(lengths.tolist(), longest)) if method.packs else len(lengths)), longest

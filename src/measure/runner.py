@@ -1,0 +1,170 @@
+"""Carry out a plan: load the model, verify, warm up, measure, write one record per method."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from src.cli import warn
+from src.config import as_dict
+from src.measure import estimate, machine, records
+from src.measure.memory import PeakMemory
+from src.measure.plan import Outcome, Pass, Plan
+from src.measure.records import Record
+from src.measure.sampler import Sampler, counters_for
+from src.measure.summary import to_records
+from src.measure.timer import PhaseTimer
+from src.measure.verify import verify
+from src.prefill.methods import PHASES, prefill_batch
+from src.prefill.models import load_model
+from src.workload.batches import Batch
+
+
+def run(plan: Plan) -> list[Record]:
+    """Measure a plan's methods side by side and write one record each; what is recorded already is only read.
+
+    Returns:
+        The records, in the order of the plan's methods. A method that failed has a row with its status.
+
+    Raises:
+        UserError: the model cannot be loaded as asked, or results cannot be written.
+    """
+    if not plan.config.rerun and (found := plan.recorded()) is not None:
+        warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
+        return found
+    torch.manual_seed(plan.config.seed)
+    _leave_out_what_cannot_fit(plan)
+    try:
+        if any(outcome.status == "ok" for outcome in plan.outcomes):
+            model = load_model(plan.source, plan.device, plan.dtype, plan.config.loadbit, plan.config.seed)
+            _verify(plan, model)
+            _time(plan, model)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
+        for outcome in plan.outcomes:
+            if outcome.status == "ok":
+                outcome.fail(*_status(error))
+    finished = to_records(plan, machine.manifest(plan.device), as_dict(plan.config))
+    for record in finished:
+        records.write(record, plan.results_dir)
+    return finished
+
+
+def _leave_out_what_cannot_fit(plan: Plan) -> None:
+    """On a CPU running out of memory kills the process: refuse beforehand what is sure not to fit."""
+    available = machine.available_mb()
+    if plan.device.type != "cpu" or available is None:
+        return
+    shape, size = estimate.Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    for outcome in plan.outcomes:
+        needed = max(
+            shape.bytes(*rows_width, plan.logit_positions(*rows_width, batch), size) / 2**20
+            for rows_width, batch in zip(outcome.shapes, outcome.batches, strict=True)
+        )
+        if needed > available:
+            outcome.fail("oom", f"its largest batch needs at least {needed:,.0f} MB, {available:,.0f} MB are available")
+
+
+def _status(error: BaseException) -> tuple[str, str]:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return ("oom", text) if out_of_memory else ("error", f"{type(error).__name__}: {text}")
+
+
+def _verify(plan: Plan, model: PreTrainedModel) -> None:
+    """Check each method on its batches with the longest prompts; what is wrong is not measured."""
+    c = plan.config
+    for outcome in plan.outcomes:
+        if outcome.status != "ok":
+            continue
+        hardest = np.argsort([-width for _, width in outcome.shapes], kind="stable")[: c.verify_batches]
+        outcome.verified_batches = set(hardest.tolist())
+        chosen = [plan.token_ids(outcome.batches[index]) for index in hardest]
+        try:
+            outcome.verification = verify(model, chosen, outcome.method, c.protocol, plan.pack, c.loadbit)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            outcome.fail(*_status(error))
+            continue
+        if outcome.verification.problem:
+            outcome.fail("incorrect", outcome.verification.problem)
+
+
+def _time(plan: Plan, model: PreTrainedModel) -> None:
+    """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
+
+    The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
+    """
+    c, rng = plan.config, np.random.default_rng(plan.config.seed)
+    timer, memory = PhaseTimer(plan.device), PeakMemory(plan.device)
+    batches = sum(len(outcome.batches) for outcome in plan.outcomes)
+    bar = tqdm(
+        total=(c.warmup + c.repeats) * batches,
+        desc=f"{c.metric} {c.protocol}",
+        unit="batch",
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    )
+    with bar, Sampler(counters_for(plan.device), c.sampler_interval_s) as sampler:
+        for repeat in range(-c.warmup, c.repeats):
+            for place, index in enumerate(rng.permutation(len(plan.outcomes))):
+                outcome = plan.outcomes[index]
+                if outcome.status != "ok":
+                    continue
+                memory.reset()
+                gc.disable()
+                start = time.perf_counter()
+                try:
+                    skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
+                    samples = _timed_pass(plan, model, outcome, timer, bar, (repeat, place), skip)
+                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                    outcome.fail(*_status(error))
+                    continue
+                finally:
+                    gc.enable()
+                if repeat >= 0:
+                    usage = sampler.usage(start, time.perf_counter())
+                    outcome.passes.append(Pass(samples, usage, memory.read()))
+    if sampler.failure:
+        warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
+
+
+def _timed_pass(
+    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int],
+    skip: set[int],
+) -> list[dict[str, Any]]:  # fmt: skip
+    samples = []
+    for number, batch in enumerate(outcome.batches):
+        if number not in skip:
+            numbers, phases = _timed_batch(plan, model, outcome, timer, batch)
+            samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds, PHASES))
+        bar.update()
+    return samples
+
+
+def _timed_batch(
+    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, batch: Batch
+) -> tuple[dict[str, int], dict[str, float]]:
+    """What one batch computed, and the seconds of its phases."""
+    c, prompts, token_ids = plan.config, plan.prompts, plan.token_ids(batch)
+    # The authors time tokenization too; there is none where prompts are drawn from a length profile.
+    timed_tokenizer = prompts.tokenizer if c.protocol == "paper" else None
+    texts = [prompts.texts[index] for index in batch] if prompts.texts else []
+    timer.start()
+    if timed_tokenizer is not None:
+        encoded = timed_tokenizer.encode(texts)
+        token_ids = [np.asarray(ids[: c.dataset.max_tokens], dtype=np.int64) for ids in encoded]
+        timer.lap("tokenize")
+    done = prefill_batch(model, token_ids, outcome.method, c.protocol, c.metric, plan.pack, timer)
+    phases = timer.stop()
+    numbers = {
+        "prompts": len(batch),
+        "useful_tokens": sum(len(ids) for ids in token_ids),
+        "computed_tokens": done.computed_tokens,
+        "rows": done.rows,
+    }
+    return numbers, phases

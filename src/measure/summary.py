@@ -1,0 +1,148 @@
+"""Passes of a comparison into rows: means, intervals and speedups."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import stats
+from src.config import config_hash
+from src.measure.machine import device_name
+from src.measure.plan import Outcome, Pass, Plan
+from src.measure.records import Record, Row
+from src.prefill.methods import PHASES
+
+BASELINE = "full-batching"
+
+
+def to_records(plan: Plan, manifest: dict[str, Any], config: dict[str, Any]) -> list[Record]:
+    """One record per method of a comparison, whatever became of it."""
+    baseline = next((outcome for outcome in plan.outcomes if outcome.method.name == BASELINE and outcome.passes), None)
+    lengths = sorted(plan.prompts.lengths.tolist())
+    return [
+        Record(
+            _row(plan, outcome, baseline),
+            manifest,
+            config,
+            [sample for done in outcome.passes for sample in done.samples],
+            lengths,
+        )
+        for outcome in plan.outcomes
+    ]
+
+
+def seconds_of(passes: list[Pass]) -> NDArray[np.float64]:
+    """Seconds of each sample, [repeats, batches]."""
+    return np.array([[sample["seconds"] for sample in done.samples] for done in passes])
+
+
+def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
+    c, prompts, method = plan.config, plan.prompts, outcome.method
+    row = Row(
+        run_id=plan.run_id(method),
+        comparison_id=plan.comparison_id,
+        status=outcome.status,
+        status_reason=outcome.reason,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        method=method.name,
+        dataset=c.dataset.name,
+        dataset_source=prompts.source,
+        dataset_detail=prompts.detail,
+        tokenizer=prompts.tokenizer.name if prompts.tokenizer else None,
+        model=c.model.name,
+        model_detail=plan.source.detail,
+        weights_source=plan.source.weights,
+        metric=c.metric,
+        protocol=c.protocol,
+        packing=c.packing if method.packs else None,
+        batch_size=c.batch_size,
+        num_prompts=len(prompts.token_ids),
+        num_batches=len(outcome.batches),
+        repeats=len(outcome.passes),
+        seed=c.seed,
+        device_name=device_name(plan.device),
+        dtype=c.dtype,
+        loadbit=c.loadbit,
+        useful_tokens=int(prompts.lengths.sum()),
+        longest_prompt_tokens=int(prompts.lengths.max()),
+        verified_prompts=outcome.verification.prompts,
+        verified_max_abs_diff=outcome.verification.max_abs_diff if outcome.verification.prompts else None,
+        verified_max_rel_diff=outcome.verification.max_rel_diff if outcome.verification.prompts else None,
+        verified_near_ties=outcome.verification.near_ties,
+        workload_fingerprint=plan.workload_fingerprint,
+        config_hash=config_hash(c),
+    )
+    if outcome.passes:
+        _add_times(row, outcome)
+        _add_usage(row, outcome.passes)
+        if baseline:
+            add_speedup(row, seconds_of(baseline.passes), seconds_of(outcome.passes), not method.orders_by_length)
+    return row
+
+
+def _add_times(row: Row, outcome: Outcome) -> None:
+    seconds = seconds_of(outcome.passes)
+    samples = outcome.passes[0].samples
+    mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.orders_by_length)
+    row.seconds_per_batch_mean = mean.value
+    row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high = mean.low, mean.high
+    row.seconds_per_batch_std = float(seconds.std())
+    row.seconds_per_batch_p50, row.seconds_per_batch_p95 = (float(p) for p in np.percentile(seconds, [50, 95]))
+    pass_seconds = float(seconds.sum(1).mean())
+    row.seconds_per_prompt_mean = pass_seconds / row.num_prompts
+    assert row.useful_tokens
+    row.useful_tokens_per_s = row.useful_tokens / pass_seconds
+    row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
+    row.padding_ratio = row.computed_tokens / row.useful_tokens
+    row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
+    for phase in PHASES:
+        spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]
+        if spans[0] is not None:
+            setattr(row, f"{phase}_s_mean", float(np.mean(spans)))
+
+
+def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], same_batches: bool) -> None:
+    """Fill a row's speedup over full-batching from both methods' seconds, [repeats, batches]."""
+    if row.method == BASELINE:
+        row.speedup_over_full_batching = 1.0
+        return
+    speedup = stats.speedup_interval(base, own, same_batches)
+    row.speedup_over_full_batching = speedup.value
+    row.speedup_ci_low, row.speedup_ci_high = speedup.low, speedup.high
+    row.speedup_verdict = speedup.verdict
+
+
+def _add_usage(row: Row, passes: list[Pass]) -> None:
+    def largest(read: Callable[[Pass], float | None]) -> float | None:
+        return max((value for done in passes if (value := read(done)) is not None), default=None)
+
+    def mean(read: Callable[[Pass], float | None], spread: bool = False) -> float | None:
+        values = [value for done in passes if (value := read(done)) is not None]
+        if not values:
+            return None
+        result = float(np.std(values) if spread else np.mean(values))
+        return result if math.isfinite(result) else None
+
+    row.torch_peak_allocated_mb = largest(lambda done: done.peak.allocated_mb)
+    row.torch_peak_reserved_mb = largest(lambda done: done.peak.reserved_mb)
+    row.resident_peak_mb = largest(lambda done: done.peak.resident_mb)
+    row.resident_before_mb = mean(lambda done: done.peak.resident_before_mb)
+    on_gpu = row.torch_peak_allocated_mb is not None
+    row.peak_memory_mb = row.torch_peak_allocated_mb if on_gpu else row.resident_peak_mb
+    row.peak_memory_source = "torch allocated" if on_gpu else "process resident" if row.resident_peak_mb else None
+    if on_gpu:
+        row.nvml_process_memory_mb = largest(lambda done: done.usage.max_memory_mb)
+    row.max_utilization_pct = mean(lambda done: done.usage.max_utilization_pct)
+    row.mean_utilization_pct = mean(lambda done: done.usage.mean_utilization_pct)
+    row.max_utilization_std_pct = mean(lambda done: done.usage.max_utilization_pct, spread=True)
+    row.mean_utilization_std_pct = mean(lambda done: done.usage.mean_utilization_pct, spread=True)
+    row.utilization_source = passes[0].usage.source
+    row.utilization_windows = min(done.usage.windows for done in passes)
+    row.utilization_valid = all(done.usage.valid for done in passes)
+    row.power_mean_w = mean(lambda done: done.usage.mean_power_w)
+    row.sm_clock_mean_mhz = mean(lambda done: done.usage.mean_sm_clock_mhz)

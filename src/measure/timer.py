@@ -1,0 +1,66 @@
+"""The clock: phases that follow each other without a gap, between two synchronisations of the device."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class PhaseTimer:
+    """Times one batch. ``start``, then ``lap`` at the end of each phase, then ``stop``.
+
+    On a CUDA device a phase boundary is an event recorded on the stream, so that reading the clock does not hold the
+    device up; a phase's time includes the device's wait for the host within it. On a CPU it is the host clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cuda = device.type == "cuda"
+        self._phases: list[str] = []
+        self._marks: list[Any] = []
+        self._started_s = 0.0
+        self.host_seconds = 0.0
+
+    def start(self) -> None:
+        """Wait until the device is idle, then start the clock."""
+        self._synchronize()
+        self._phases, self._started_s = [], time.perf_counter()
+        self._marks = [self._mark()]
+
+    def lap(self, phase: str) -> None:
+        """End ``phase``, which began at the lap before (or at the start)."""
+        self._marks.append(self._mark())
+        self._phases.append(phase)
+
+    def stop(self) -> dict[str, float]:
+        """Wait until the device is idle and return the seconds of each phase; their sum is the batch's time.
+
+        ``host_seconds`` then holds the host clock's reading of the same span, as a check.
+        """
+        self._synchronize()
+        self.host_seconds = time.perf_counter() - self._started_s
+        seconds: dict[str, float] = {}
+        for phase, before, after in zip(self._phases, self._marks, self._marks[1:], strict=False):
+            span = before.elapsed_time(after) / 1000 if self._cuda else after - before
+            seconds[phase] = seconds.get(phase, 0.0) + span
+        return seconds
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _synchronize(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+
+
+class NoTimer:
+    """For prefills that are not timed (warm-up checks, verification)."""
+
+    def lap(self, phase: str) -> None:
+        """Do nothing."""

@@ -1,0 +1,1 @@
+"""A batch of prompts in, its KV cache and first tokens out."""

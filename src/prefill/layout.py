@@ -1,0 +1,74 @@
+"""Bins into the rows that a model sees: token ids, positions, segments, and where each prompt lies in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.prefill.packing import Bins
+
+PAD_TOKEN = 0
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts laid in rows of equal width.
+
+    Attributes:
+        token_ids, positions: int64 [rows, width]; positions start at 0 in each prompt (restart positions).
+        segments: int64 [rows, width]; the prompt's number in the batch, -1 on pads.
+        row, start, length: int64 [k]; where each prompt lies: ``token_ids[row, start : start + length]``.
+    """
+
+    token_ids: Ints
+    positions: Ints
+    segments: Ints
+    row: Ints
+    start: Ints
+    length: Ints
+
+    @property
+    def computed_tokens(self) -> int:
+        """Token positions that pass through the model, pads included."""
+        return self.token_ids.size
+
+
+def left_padded(prompts: Sequence[Ints]) -> Layout:
+    """One prompt a row, padded on the left to the longest: what full-batching computes."""
+    lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    return _lay(prompts, np.arange(len(prompts)), lengths.max() - lengths, int(lengths.max()))
+
+
+def packed(prompts: Sequence[Ints], bins: Bins) -> Layout:
+    """One bin a row, its prompts end to end, rows as wide as the fullest bin (the paper, section 3.1).
+
+    Prompts may be empty (a one-token prompt whose last token is left out): they lie nowhere, with length 0.
+    """
+    row, start = np.zeros((2, len(prompts)), dtype=np.int64)
+    width = 0
+    for number, members in enumerate(bins):
+        at = 0
+        for prompt in members:
+            row[prompt], start[prompt] = number, at
+            at += len(prompts[prompt])
+        width = max(width, at)
+    return _lay(prompts, row, start, width, rows=len(bins))
+
+
+def _lay(prompts: Sequence[Ints], row: Ints, start: Ints, width: int, rows: int | None = None) -> Layout:
+    shape = (rows if rows is not None else len(prompts), width)
+    token_ids = np.full(shape, PAD_TOKEN, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    segments = np.full(shape, -1, dtype=np.int64)
+    length = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    ramp = np.arange(width, dtype=np.int64)
+    for number, ids in enumerate(prompts):
+        span = (row[number], slice(start[number], start[number] + len(ids)))
+        token_ids[span] = ids
+        positions[span] = ramp[: len(ids)]
+        segments[span] = number
+    return Layout(token_ids, positions, segments, row, start, length)

@@ -1,0 +1,217 @@
+"""Models: found on the hub or in a folder, or built at random from their published shape; in half, 8 or 4 bits."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from src import hub
+from src.cli import UserError
+from src.config import ModelConfig
+
+# Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NF4_BLOCK = 64
+ATTENTION = "sdpa"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found but not loaded yet.
+
+    Attributes:
+        weights: ``hub``, ``local`` or ``random``.
+        detail: hub id and commit, folder name, or the shape's name and the seed's rule.
+        path: what transformers loads it from, None for random weights without a path.
+    """
+
+    config: PretrainedConfig
+    weights: str
+    detail: str
+    path: str | None
+    revision: str | None
+
+    @property
+    def max_positions(self) -> int:
+        """The longest prompt, in tokens, that the model was made for."""
+        return int(self.config.max_position_embeddings)
+
+
+def find_model(model: ModelConfig) -> ModelSource:
+    """Decide where weights come from and read the model's shape, without loading weights.
+
+    Raises:
+        UserError: neither weights nor a shape can be had in the way that ``model.weights`` asks for, or the
+            architecture is not among those that are checked.
+        hub.GatedError: ``model.weights=hub`` and the licence was not accepted.
+    """
+    local = bool(model.path) and Path(str(model.path)).expanduser().is_dir()
+    if model.path and (local or model.weights != "random"):
+        try:
+            return _find_by_path(model, local)
+        except UserError as error:
+            if local or model.weights == "hub" or model.architecture is None:
+                raise
+            hub.fall_back(error, f"random weights of {model.name}'s published shape")
+    elif model.weights == "hub":
+        raise UserError("model.weights", f"hub, but {model.name} has no hub id", "set model.path, or weights=random")
+    if model.architecture is None:
+        raise UserError("model", f"{model.name} has neither model.path nor model.architecture", "set one of them")
+    shape = dict(model.architecture)
+    try:
+        config = AutoConfig.for_model(shape.pop("model_type", "llama"), **shape)
+    except Exception as error:  # transformers validates shapes with exceptions of several kinds
+        reason = str(error).strip().splitlines()[0]
+        raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
+    return _checked(ModelSource(config, "random", f"random, shape {model.name}", None, None))
+
+
+def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
+    path = str(Path(str(model.path)).expanduser()) if local else str(model.path)
+    if not local:
+        hub.prepare()
+        if path.startswith((".", "/", "~")):
+            raise UserError("model.path", f"there is no folder '{path}'", "give an existing folder or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError or the hub's own, by what failed
+        raise hub.explain(error, "model.path", path, "use model.weights=random or a local folder") from None
+    if model.weights == "random":
+        return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
+    commit = getattr(config, "_commit_hash", None)
+    detail = f"folder {Path(path).name}" if local else f"{path}@{commit or model.revision or 'unknown'}"
+    return _checked(ModelSource(config, "local" if local else "hub", detail, path, commit or model.revision))
+
+
+def _checked(source: ModelSource) -> ModelSource:
+    config = source.config
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            "model.path" if source.path else "model.architecture",
+            f"the architecture '{config.model_type}' is not checked for packed prompts",
+            f"choose a model of the families {', '.join(FAMILIES)}",
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if len(kinds) > 1:
+        raise UserError("model.path", f"its layers mix {' and '.join(sorted(kinds))}", "choose a model of one kind")
+    return source
+
+
+def load_model(
+    source: ModelSource, device: torch.device, dtype: torch.dtype, loadbit: str, seed: int
+) -> PreTrainedModel:
+    """Load or build the model on ``device``, ready for inference.
+
+    Raises:
+        UserError: quantization that the shape or machine cannot take; weights that cannot be fetched.
+        hub.GatedError: the licence of the weights was not accepted.
+    """
+    if source.weights == "random":
+        model = _random_model(source.config, device, dtype, loadbit, seed)
+    else:
+        assert source.path is not None
+        options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
+        if loadbit != "none":
+            options["quantization_config"] = _quantization(loadbit, dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation=ATTENTION,
+                use_safetensors=True,  # never a pickle, which can run code
+                trust_remote_code=False,
+                **options,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise hub.explain(error, "model.path", source.path, "use model.weights=random") from None
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if loadbit == "8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def check_quantizable(source: ModelSource, loadbit: str) -> None:
+    """Find out before weights are loaded whether bitsandbytes can serve this model here.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if loadbit == "none":
+        return
+    # It would log a line per layer and batch for inputs in other types than float16, within the timed span.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
+        raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
+    sizes = {"hidden_size": source.config.hidden_size, "intermediate_size": source.config.intermediate_size}
+    for name, size in sizes.items():
+        if loadbit == "4" and size % NF4_BLOCK:
+            raise UserError(
+                "loadbit",
+                f"4-bit weights need sizes that are multiples of {NF4_BLOCK}; this model's {name} is {size}",
+                "use loadbit=8 or none, or another model (llama-110m)",
+            )
+
+
+@torch.no_grad()
+def _random_model(
+    config: PretrainedConfig, device: torch.device, dtype: torch.dtype, loadbit: str, seed: int
+) -> PreTrainedModel:
+    """Build on the meta device, then draw each tensor where and as it will live; layers are quantized one by one.
+
+    No copy in another precision or place ever exists, so a 13B model in 4 bits needs the memory of a 4-bit model.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are computed, not drawn
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    generator = torch.Generator(device).manual_seed(seed)
+    std = getattr(config, "initializer_range", 0.02)
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            drawn = torch.empty(parameter.shape, device=device, dtype=dtype)
+            if isinstance(module, (nn.Linear, nn.Embedding)) and key == "weight":
+                drawn.normal_(0.0, std, generator=generator)
+            else:
+                drawn.fill_(0.0 if key == "bias" else 1.0)  # norms start at one
+            module.register_parameter(key, nn.Parameter(drawn, requires_grad=False))
+        if loadbit != "none" and isinstance(module, nn.Linear) and module is not head:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _quantized(module, device, dtype, loadbit))
+    model.tie_weights()
+    return model.to(device)
+
+
+def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, loadbit: str) -> nn.Module:
+    import bitsandbytes as bnb
+
+    shape = (linear.in_features, linear.out_features, linear.bias is not None)
+    layer: nn.Module
+    if loadbit == "4":
+        layer = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
+        layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
+    else:
+        layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+        layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    layer.bias = linear.bias
+    return layer.to(device)  # bitsandbytes quantizes when the weight is moved

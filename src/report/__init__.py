@@ -1,0 +1,1 @@
+"""Records into CSV, tables and plots."""

@@ -1,0 +1,31 @@
+"""python -m src.report results_dir=…: records below a folder into summary.csv, summary.md and plots."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.cli import guarded, parse_arguments
+
+
+@dataclass
+class ReportSettings:
+    """Turn all records below a folder into summary.csv, summary.md and plots."""
+
+    results_dir: str = field(default="results", metadata={"help": "folder that holds records, at any depth"})
+    out_dir: str | None = field(default=None, metadata={"help": "where to write; default <results_dir>/report"})
+
+
+def main() -> None:
+    """Read the arguments, write the report, print where it is."""
+    settings = parse_arguments(ReportSettings, "src.report", sys.argv[1:])
+    from src.report.build import build  # after --help: pandas and matplotlib take a second
+
+    written = build(Path(settings.results_dir), Path(settings.out_dir) if settings.out_dir else None)
+    print(written[0].read_text(encoding="utf-8"))
+    print("\n".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,131 @@
+"""Rows into tables: the authors' columns, in plain text, with speedups and what a reader must know to judge them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from src.measure.records import Record, Row
+from src.prefill.methods import PHASES
+
+UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
+
+
+def title(row: Row) -> str:
+    """What a table of this row's comparison is about."""
+    bits = "" if row.loadbit == "none" else f", {row.loadbit}-bit weights"
+    return (
+        f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({_source(row)}), {row.model} "
+        f"({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
+        f"{row.num_prompts:,} prompts, {row.device_name}"
+    )
+
+
+def _source(row: Row) -> str:
+    return "real token lengths, random ids" if row.dataset_source == "profile" else row.dataset_source
+
+
+def comparison_table(rows: Sequence[Row]) -> str:
+    """A Markdown table of one comparison, readable as plain text: the authors' columns and the speedup.
+
+    Args:
+        rows: methods measured on one workload with one metric and protocol.
+    """
+    unit = UNITS[rows[0].metric]
+    header = [
+        "Method", f"Avg {unit} time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
+        "Std time (s)", "Std max util (%)", "Std mean util (%)", "Speedup over full-batching",
+    ]  # fmt: skip
+    body = []
+    for row in rows:
+        if row.status != "ok":
+            body.append([row.method, row.status, *[""] * (len(header) - 2)])
+            continue
+        weak = "" if row.utilization_valid else " †"
+        body.append(
+            [
+                row.method + (" *" if row.method == "length-ordered" else ""),
+                _number(row.seconds_per_batch_mean, 3),
+                _number(row.max_utilization_pct, 1) + weak,
+                _number(row.peak_memory_mb, 0),
+                _number(row.mean_utilization_pct, 1) + weak,
+                _number(row.seconds_per_batch_std, 3),
+                _number(row.max_utilization_std_pct, 1),
+                _number(row.mean_utilization_std_pct, 1),
+                speedup(row),
+            ]
+        )
+    return "\n".join([markdown(header, body), *notes(rows)])
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What must stand below a table of these rows."""
+    lines = [f"{row.method}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
+    if any(row.method == "length-ordered" for row in rows):
+        lines.append(
+            f"* an offline oracle: it sorts the whole dataset ({rows[0].num_prompts:,} prompts) before its first batch; "
+            "its interval covers repeats only"
+        )
+    if any(row.status == "ok" and not row.utilization_valid for row in rows):
+        lines.append("† too few averaging windows to believe this utilization, or no counter")
+    return ["", *lines] if lines else []
+
+
+def phase_table(rows: Sequence[Row]) -> str:
+    """Mean seconds per batch of each phase that any of the rows has."""
+    phases = [phase for phase in PHASES if any(getattr(row, f"{phase}_s_mean") is not None for row in rows)]
+    body = []
+    for row in rows:
+        cells = [getattr(row, f"{phase}_s_mean") for phase in phases]
+        ratio = "" if row.padding_ratio is None else f"{row.padding_ratio:.2f}"
+        body.append([row.method, *("" if cell is None else f"{cell:.4f}" for cell in cells), ratio])
+    return markdown(["Method", *phases, "computed / useful tokens"], body)
+
+
+def provenance(group: Sequence[Record]) -> str:
+    """One paragraph that says what was measured, with what, and how it was checked."""
+    row, made = group[0].row, group[0].manifest
+    packages = made["packages"]
+    commit = (made["git_commit"] or "unknown")[:12] + (" with uncommitted changes" if made["git_dirty"] else "")
+    differences = [record.row.verified_max_rel_diff for record in group]
+    checked = max((difference for difference in differences if difference is not None), default=None)
+    text = (
+        f"{row.repeats} repeats over {row.num_batches} batches, seed {row.seed}; prompts: {row.dataset_detail}; model: "
+        f"{row.model_detail}; torch {packages['torch']}, transformers {packages['transformers']}; commit {commit}; "
+        f"workload {row.workload_fingerprint}."
+    )
+    if checked is not None:
+        text += (
+            f" Checked before timing: {row.verified_prompts} prompts of each method against the prompt run alone; "
+            f"the KV of a layer differs by {checked:.1e} of its norm at most."
+        )
+    return text
+
+
+def speedup(row: Row) -> str:
+    """``6.21x [5.80, 6.60]``, or nothing where full-batching was not measured beside it."""
+    if row.speedup_over_full_batching is None:
+        return ""
+    text = f"{row.speedup_over_full_batching:.2f}x"
+    if row.speedup_ci_low is not None and math.isfinite(row.speedup_ci_low):
+        text += f" [{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]"
+    return text
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text; the first is text, the others numbers."""
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cells[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *map(line, body)])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,0 +1,78 @@
+"""python -m src.reproduce: every experiment at the scale of this machine, resumable, then the report."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.cli import UserError, guarded, parse_arguments
+
+EXPERIMENTS = ("readme_table",)
+SCALES = ("auto", "cpu", "gpu")
+
+
+@dataclass
+class ReproduceSettings:
+    """Run the paper's comparison at the scale of this machine and write the report. Goes on where it was cut off."""
+
+    scale: str = field(default="auto", metadata={"help": "auto (gpu where there is a CUDA GPU), cpu or gpu"})
+    results_dir: str | None = field(default=None, metadata={"help": "where records go; default results/<machine>"})
+    smoke: bool = field(default=False, metadata={"help": "a few prompts only: try the whole path in under a minute"})
+
+
+def sweep(experiment: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run of an experiment: its own, and one combination of what it sweeps."""
+    from src.config import compose
+
+    chosen = [f"experiment={experiment}", *overrides]
+    _, axes = compose(chosen)
+    values = [[f"{key}={value.strip()}" for value in choices.split(",")] for key, choices in axes.items()]
+    return [[*chosen, *combination] for combination in itertools.product(*values)]
+
+
+def main() -> int:
+    """Plan all runs, say what they will take, measure them, write the report. 1 where a method failed."""
+    settings = parse_arguments(ReproduceSettings, "src.reproduce", sys.argv[1:])
+    if settings.scale not in SCALES:
+        raise UserError("scale", f"unknown '{settings.scale}'", f"choose one of {', '.join(SCALES)}")
+    from src.config import compose
+    from src.measure.estimate import in_words
+    from src.measure.machine import device_name, machine_slug, pick_device
+    from src.measure.plan import prepare
+    from src.measure.runner import run
+    from src.report.build import build
+    from src.report.tables import comparison_table, title
+
+    device = pick_device("cuda" if settings.scale == "gpu" else "cpu" if settings.scale == "cpu" else "auto")
+    scale = "gpu" if device.type == "cuda" else "cpu"
+    results_dir = Path(settings.results_dir or Path("results") / machine_slug(device))
+    overrides = [f"scale={scale}", f"device={device}", f"results_dir='{results_dir}'"]
+    if settings.smoke:
+        overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
+    plans = [
+        prepare(compose(run_overrides)[0])
+        for experiment in EXPERIMENTS
+        for run_overrides in sweep(experiment, overrides)
+    ]
+    new = [plan for plan in plans if plan.recorded() is None]
+    first = plans[0].config
+    why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
+    print(
+        f"{scale} scale on {device_name(device)}{why}: {first.model.name}, {first.num_prompts:,} prompts, "
+        f"batch size {first.batch_size}.\n{len(plans)} comparisons, {len(plans) - len(new)} of them recorded already; "
+        f"about {in_words(sum(plan.seconds() for plan in new))} to measure.",
+        flush=True,
+    )
+    failed = False
+    for number, plan in enumerate(plans, 1):
+        rows = [record.row for record in run(plan)]
+        failed |= any(row.status != "ok" for row in rows)
+        print(f"\n[{number}/{len(plans)}] {title(rows[0])}\n\n{comparison_table(rows)}", flush=True)
+    print("\nreport:", *build(results_dir), sep="\n  ")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,1 @@
+"""What is served: prompts as token ids, and the batches they come in."""
