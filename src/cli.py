@@ -10,8 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 
 T = TypeVar("T")
 
@@ -33,6 +38,9 @@ def warn(message: str) -> None:
     print(f"note: {message}", file=sys.stderr, flush=True)
 
 
+BAD_INPUT = (UserError, HydraException, OmegaConfBaseException)
+
+
 def _one_line(error: Exception) -> str:
     """Reduce Hydra's and OmegaConf's multi-line messages to the one line that a person needs."""
     text = f"{error.__cause__ or ''}\n{error}" if error.__cause__ else str(error)
@@ -50,25 +58,26 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def report(error: Exception) -> int:
+    """Print the one line that says what was wrong with the input, and return the exit code for it."""
+    if SHOW_TRACEBACK:
+        raise error
+    print(f"error: {error if isinstance(error, UserError) else _one_line(error)}", file=sys.stderr, flush=True)
+    return EXIT_BAD_INPUT
+
+
 def guarded(main: Callable[[], Any]) -> int:
     """Run ``main`` and return the exit code: its own (or 0), 2 with one line on bad input, 130 on Ctrl-C."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own report
     try:
         return int(main() or 0)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if show_traceback:
-            raise
-        print(f"error: {error if isinstance(error, UserError) else _one_line(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    except BAD_INPUT as error:
+        return report(error)
     except KeyboardInterrupt:
         print("\nstopped; what was recorded is kept, and the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        if not show_traceback:
+        if not SHOW_TRACEBACK:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
@@ -78,8 +87,6 @@ def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
     Raises:
         OmegaConfBaseException: unknown key or wrong type (``guarded`` turns it into one line).
     """
-    from omegaconf import OmegaConf
-
     if {"-h", "--help"} & set(argv):
         lines = [f"usage: python -m {program} [setting=value …]", "", (schema.__doc__ or "").strip(), ""]
         for field in dataclasses.fields(schema):  # type: ignore[arg-type]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,10 +94,19 @@ def register_schemas() -> None:
     """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
     from hydra.core.config_store import ConfigStore
 
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     store.store(group="model", name="model_schema", node=ModelConfig)
     store.store(group="dataset", name="dataset_schema", node=DatasetConfig)
+
+
+@functools.cache
+def _scratch() -> str:
+    """A folder that is gone when the program ends."""
+    folder = tempfile.mkdtemp(prefix="prepack-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:

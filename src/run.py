@@ -7,7 +7,7 @@ from typing import Any
 
 import hydra
 
-from src.cli import guarded
+from src.cli import BAD_INPUT, guarded, report
 from src.config import CONFIG_DIR, Config, register_schemas, typed
 
 
@@ -27,13 +27,17 @@ def measure(config: Config) -> int:
 
 
 def main() -> int:
-    """Compose the settings with Hydra and measure; the exit code is 1 where any run of a sweep failed."""
+    """Compose the settings with Hydra and measure; the exit code is the worst of a sweep's (0 ok, 1 failed, 2 bad)."""
     codes: list[int] = []
     register_schemas()
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
     def task(composed: Any) -> None:
-        codes.append(measure(typed(composed)))
+        # One bad value in a sweep must not keep the other runs from being measured.
+        try:
+            codes.append(measure(typed(composed)))
+        except BAD_INPUT as error:
+            codes.append(report(error))
 
     task()
     return max(codes, default=0)

@@ -64,12 +64,15 @@ class Prefilled:
     Attributes:
         cache: per layer keys and values [k, kv_heads, longest, head_dim], each prompt's last column at the right;
             packed as the forward left it where the metric does not ask for unpacking (``paper`` prefill).
+        logits: [k, vocab] at each prompt's last token; None where the last token is left out (``paper`` prefill of
+            prepacking).
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
         computed_tokens: token positions that passed through the model, pads included.
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
     """
 
     cache: DynamicCache
+    logits: torch.Tensor | None
     first_tokens: list[int] | None
     computed_tokens: int
     rows: int
@@ -116,7 +119,7 @@ def prefill_batch(
     if metric == "ttft":
         first_tokens = logits.argmax(-1).tolist()
         t.lap("decode")
-    return Prefilled(cache, first_tokens, layout.computed_tokens, len(layout.token_ids))
+    return Prefilled(cache, logits, first_tokens, layout.computed_tokens, len(layout.token_ids))
 
 
 def _prepack_as_published(
@@ -133,7 +136,7 @@ def _prepack_as_published(
     if layout.computed_tokens:  # nothing is left of a batch of one-token prompts
         _forward(model, on_device, True, cache, all_logits=True)
     t.lap("forward")
-    computed, first_tokens = layout.computed_tokens, None
+    computed, logits, first_tokens = layout.computed_tokens, None, None
     if metric == "ttft":
         mask = unpack(cache, on_device.row, on_device.start, on_device.length)
         t.lap("unpack")
@@ -143,11 +146,11 @@ def _prepack_as_published(
             position_ids=on_device.length[:, None],
             past_key_values=cache,
             use_cache=True,
-        ).logits
-        first_tokens = logits[:, -1].argmax(-1).tolist()
+        ).logits[:, -1]
+        first_tokens = logits.argmax(-1).tolist()
         computed += len(prompts)
         t.lap("decode")
-    return Prefilled(cache, first_tokens, computed, len(layout.token_ids))
+    return Prefilled(cache, logits, first_tokens, computed, len(layout.token_ids))
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ def find_model(model: ModelConfig) -> ModelSource:
     if model.architecture is None:
         raise UserError("model", f"{model.name} has neither model.path nor model.architecture", "set one of them")
     shape = dict(model.architecture)
+    family = str(shape.pop("model_type", "llama"))
+    _check_family(family, "model.architecture")
     try:
-        config = AutoConfig.for_model(shape.pop("model_type", "llama"), **shape)
+        config = AutoConfig.for_model(family, **shape)
     except Exception as error:  # transformers validates shapes with exceptions of several kinds
         reason = str(error).strip().splitlines()[0]
         raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
@@ -81,7 +83,7 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
     try:
         config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError or the hub's own, by what failed
-        raise hub.explain(error, "model.path", path, "use model.weights=random or a local folder") from None
+        raise _unloadable(error, path, local) from None
     if model.weights == "random":
         return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
     commit = getattr(config, "_commit_hash", None)
@@ -90,17 +92,25 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
 
 
 def _checked(source: ModelSource) -> ModelSource:
-    config = source.config
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            "model.path" if source.path else "model.architecture",
-            f"the architecture '{config.model_type}' is not checked for packed prompts",
-            f"choose a model of the families {', '.join(FAMILIES)}",
-        )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    _check_family(source.config.model_type, "model.path")
+    kinds = set(getattr(source.config, "layer_types", None) or ["full_attention"])
     if len(kinds) > 1:
         raise UserError("model.path", f"its layers mix {' and '.join(sorted(kinds))}", "choose a model of one kind")
     return source
+
+
+def _check_family(family: str, setting: str) -> None:
+    if family not in FAMILIES:
+        problem = f"the architecture '{family}' is not checked for packed prompts"
+        raise UserError(setting, problem, f"choose a model of the families {', '.join(FAMILIES)}")
+
+
+def _unloadable(error: Exception, path: str, local: bool) -> UserError:
+    if not local:
+        return hub.explain(error, "model.path", path, "use model.weights=random or a local folder")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    remedy = "give a folder with config.json and safetensors weights, or use model.weights=random"
+    return UserError("model.path", f"{path} could not be loaded ({reason})", remedy)
 
 
 def load_model(
@@ -132,7 +142,7 @@ def load_model(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise hub.explain(error, "model.path", source.path, "use model.weights=random") from None
+            raise _unloadable(error, source.path, source.weights == "local") from None
     model.eval()
     model.requires_grad_(False)
     return model

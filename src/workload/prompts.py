@@ -152,9 +152,7 @@ def _read_file(dataset: DatasetConfig) -> tuple[list[str], str]:
         raise UserError("dataset.path", f"'{path.name}' has an unknown ending", f"use one of {', '.join(FILE_FORMATS)}")
     if path.stat().st_size == 0:
         raise UserError("dataset.path", f"'{path.name}' is empty", "give a file with one prompt per record")
-    import datasets
-
-    datasets.disable_progress_bars()
+    datasets = _datasets()
     kind = FILE_FORMATS[path.suffix.lower()]
     try:
         # A throw-away cache: nothing is left behind, and a changed file is never served stale.
@@ -178,9 +176,7 @@ def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
             "dataset.source", f"'{dataset.name}' is not on the hub", "use dataset.source=profile, or set dataset.hub_id"
         )
     hub.prepare()
-    import datasets
-
-    datasets.disable_progress_bars()
+    datasets = _datasets()
     options: dict[str, Any] = {"split": dataset.split, "revision": dataset.revision}
     if dataset.data_dir:
         options["data_dir"] = dataset.data_dir
@@ -192,6 +188,15 @@ def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
     commits = {part for file in table.cache_files for part in Path(file["filename"]).parts if COMMIT.fullmatch(part)}
     detail = f"{dataset.hub_id}@{','.join(sorted(commits)) or dataset.revision or 'local'} {dataset.split}"
     return _column({name: table[name][:] for name in table.column_names}, dataset.text_field, dataset.hub_id), detail
+
+
+def _datasets() -> Any:
+    """The datasets library, silent: what goes wrong is said by us, in one line."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
 
 
 def _column(columns: dict[str, list[Any]], field: str, where: str) -> list[str]:

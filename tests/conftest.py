@@ -1,0 +1,119 @@
+"""Everything runs offline, on one CPU thread a worker, on models of a few thousand weights."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from src import cli
+from src.config import Config, ModelConfig, compose
+from src.measure.plan import prepare
+from src.measure.records import Record
+from src.measure.runner import run
+from src.prefill.models import find_model, load_model
+
+settings.register_profile("project", deadline=None)  # two workers share two cores: a slow example is no failure
+settings.load_profile("project")
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 211,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    # Large weights, so that a wrong mask or position shows far above rounding.
+    "initializer_range": 0.3,
+}
+FAMILIES = {
+    "llama": TINY,
+    "mistral": TINY | {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": TINY | {"model_type": "qwen2"},
+    "qwen3": TINY | {"model_type": "qwen3", "head_dim": 8},
+}
+TINY_OVERRIDES = [
+    "model.name=tiny",
+    "model.weights=random",
+    *(f"++model.architecture.{key}={value}" for key, value in TINY.items()),
+    "dataset.source=profile",
+    "num_prompts=12",
+    "batch_size=4",
+    "repeats=2",
+    "device=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_notes() -> None:
+    cli.warn.cache_clear()
+    torch.set_num_threads(1)
+
+
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    source = find_model(ModelConfig("tiny", weights="random", architecture=FAMILIES[family] | changes))
+    return load_model(source, torch.device("cpu"), dtype, "none", seed=1)
+
+
+def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, TINY["vocab_size"], length, dtype=np.int64) for length in lengths]
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., Config]:
+    """Compose the shipped configuration onto a tiny model and a temporary results folder."""
+
+    def make(*overrides: str) -> Config:
+        return compose([*TINY_OVERRIDES, f"results_dir={tmp_path / 'results'}", *overrides])[0]
+
+    return make
+
+
+@pytest.fixture
+def measure(tiny_config: Callable[..., Config]) -> Callable[..., list[Record]]:
+    """Measure a tiny configuration in this process."""
+
+    def make(*overrides: str) -> list[Record]:
+        return run(prepare(tiny_config(*overrides)))
+
+    return make
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call an entry point's main as the command line would: exit code, standard output, standard error."""
+
+    def make(main: Callable[[], Any], *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        code = cli.guarded(main)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return make
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m …`` in a process of its own, from the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

@@ -1,0 +1,219 @@
+"""The commands as people call them: bad input in one line, exit codes, sweeps, resuming, start-up time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY_OVERRIDES, command, tiny_model
+
+from src import reproduce, run
+from src.report import __main__ as report
+
+Call = Callable[..., tuple[int, str, str]]
+
+# ruff: noqa: E501
+# What is typed, and the line it must end in. {tmp} is a folder with the files that `bad_files` writes.
+BAD_INPUT = [
+    ("method=nonsense", "method: unknown 'nonsense'; choose one of full-batching, length-ordered, prepacking"),
+    ("methods=[prepacking,nonsense]", "methods: unknown 'nonsense'; choose one of"),
+    ("methods=[prepacking,prepacking]", "methods: a method is named twice"),
+    ("methods=[]", "methods: the list is empty"),
+    ("dataset=nonsense", "dataset: unknown 'nonsense'; choose one of alpaca, azure-code"),
+    ("model=nonsense", "model: unknown 'nonsense'; choose one of llama-110m, llama-15m"),
+    ("experiment=nonsense", "experiment: unknown 'nonsense'; choose one of readme_table"),
+    ("metric=latency", "metric: unknown 'latency'; choose one of prefill, ttft"),
+    ("protocol=fair", "protocol: unknown 'fair'; choose one of paper, modern"),
+    ("packing=best", "packing: unknown 'best'; choose one of ffd, binpacking, optimal"),
+    ("dtype=float64", "dtype: unknown 'float64'; choose one of auto, float32"),
+    ("loadbit=2", "loadbit: unknown '2'; choose one of none, 4, 8"),
+    ("device=tpu", "device: unknown 'tpu'; choose one of auto, cpu, cuda"),
+    ("batch_size=0", "batch_size: 0 is too small; give a whole number of 1 or more"),
+    ("batch_size=-4", "batch_size: -4 is too small"),
+    ("batch_size=many", "batch_size: Value 'many' of type 'str' could not be converted to Integer"),
+    ("batch_size=5000", "batch_size: 5000 is larger than the data (num_prompts=12)"),
+    ("num_prompts=0", "num_prompts: 0 is too small"),
+    ("repeats=0", "repeats: 0 is too small"),
+    ("warmup=-1", "warmup: -1 is too small"),
+    ("verify_batches=0", "verify_batches: 0 is too small"),
+    ("seed=-1", "seed: -1 is too small"),
+    ("sampler_interval_s=0", "sampler_interval_s: 0.0 s; give 0.01 to 10 seconds"),
+    ("bacth_size=4", "bacth_size: there is no such setting"),
+    ("model.wieghts=random", "model.wieghts: there is no such setting"),
+    ("model.weights=local", "model.weights: unknown 'local'; choose one of auto, hub, random"),
+    ("model.weights=hub", "model.weights: hub, but tiny has no hub id"),
+    ("model.path=./no-such-folder model.weights=hub", "model.path: there is no folder './no-such-folder'"),
+    ("model.path={tmp}/gpt2 model.weights=auto", "model.path: the architecture 'gpt2' is not checked"),
+    ("model.path={tmp} model.weights=auto model.architecture=null", "model.path: {tmp} could not be loaded"),
+    ("model.architecture.model_type=lama", "model.architecture: the architecture 'lama' is not checked"),
+    ("loadbit=4", "loadbit: 4-bit weights need sizes that are multiples of 64; this model's hidden_size is 32"),
+    ("dataset.source=magic", "dataset.source: unknown 'magic'; choose one of auto, hub, file, profile"),
+    ("dataset.source=profile dataset.profile=nonsense", "dataset.profile: there is no 'nonsense'; choose one of alpaca"),
+    ("dataset.source=profile dataset.profile={tmp}/table.csv", "dataset.profile: table.csv is not a length profile"),
+    ("dataset=azure-code dataset.source=hub", "dataset.source: 'azure-code' is not on the hub"),
+    ("dataset=azure-code dataset.source=profile", "dataset.max_tokens: a prompt of"),
+    ("dataset=file dataset.source=file", "dataset.path"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/absent.jsonl", "dataset.path: there is no file"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/empty.jsonl", "dataset.path: 'empty.jsonl' is empty"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/notes.docx", "dataset.path: 'notes.docx' has an unknown ending"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/text.parquet", "dataset.path: 'text.parquet' is not what its ending"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/text.jsonl", "dataset.path: 'text.jsonl' is not what its ending"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/table.csv", "dataset.text_field: table.csv has no field 'text'; "
+     "choose one of question, number"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/table.csv dataset.text_field=number", "dataset.text_field: 'number'"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/words.txt", "words.txt sha256:"),
+    ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
+    ("results_dir=/proc/results", "results_dir: cannot write to '/proc/results'"),
+    ("nonsense", "nonsense"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> Path:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "notes.docx").write_text("hello there", encoding="utf-8")
+    (tmp_path / "text.parquet").write_text("not parquet at all", encoding="utf-8")
+    (tmp_path / "text.jsonl").write_text("just some\nlines of text\n", encoding="utf-8")
+    (tmp_path / "table.csv").write_text("question,number\nWhat is it?,1\nWhy is it?,2\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("one\ntwo\n\n", encoding="utf-8")
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("typed", "expected"), BAD_INPUT, ids=[typed for typed, _ in BAD_INPUT])
+def test_bad_input_ends_in_one_line_and_exit_code_2(typed: str, expected: str, bad_files: Path, call: Call) -> None:
+    results = bad_files / "results"
+    arguments = [*TINY_OVERRIDES, f"results_dir={results}", *typed.format(tmp=bad_files).split(" ")]
+    before = {path for path in bad_files.rglob("*") if path.is_file()}
+    code, out, err = call(run.main, *arguments)
+    lines = err.strip().splitlines()
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert expected.format(tmp=bad_files) in lines[0]
+    assert "Traceback" not in out + err
+    assert {path for path in bad_files.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
+def test_a_gpu_that_is_not_there_is_said(call: Call, tmp_path: Path) -> None:
+    code, _, err = call(run.main, *TINY_OVERRIDES, "device=cuda", f"results_dir={tmp_path}")
+    assert code == 2
+    assert err.startswith("error: device: 'cuda' asked, but this torch")
+    code, _, err = call(reproduce.main, "scale=gpu", f"results_dir={tmp_path}")
+    assert code == 2
+    assert err.startswith("error: device: 'cuda' asked")
+
+
+def test_bad_arguments_of_the_other_commands(call: Call, tmp_path: Path) -> None:
+    for main, typed, expected in (
+        (report.main, "results_dir=" + str(tmp_path / "absent"), "results_dir: there is no folder"),
+        (report.main, "result_dir=x", "result_dir: there is no such setting"),
+        (report.main, "x", "x: arguments have the form setting=value"),
+        (reproduce.main, "scale=huge", "scale: unknown 'huge'; choose one of auto, cpu, gpu"),
+        (reproduce.main, "smoke=perhaps", "smoke: Value 'perhaps'"),
+    ):
+        code, _, err = call(main, typed)
+        assert (code, len(err.strip().splitlines())) == (2, 1), err
+        assert expected in err
+
+
+def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
+    methods = "methods=[prepacking,full-batching,length-ordered]"
+    code, out, _ = call(run.main, *TINY_OVERRIDES, methods, f"results_dir={tmp_path}")
+    assert code == 0
+    header = next(line for line in out.splitlines() if line.startswith("| Method"))
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "Method", "Avg Prefill time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)", "Std time (s)",
+        "Std max util (%)", "Std mean util (%)", "Speedup over full-batching",
+    ]  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_multirun_sweeps_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    working = tmp_path / "working"
+    working.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "src.run", "--multirun", *TINY_OVERRIDES, "batch_size=2,4", f"results_dir={tmp_path / 'r'}"],
+        cwd=working, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name.split("-b")[-1].split("-")[0] for path in (tmp_path / "r").iterdir()) == ["2", "4"]
+    assert not list(working.iterdir())
+
+
+def test_a_sweep_goes_on_after_a_bad_value_and_says_so(call: Call, tmp_path: Path) -> None:
+    code, _, err = call(run.main, "--multirun", *TINY_OVERRIDES, "batch_size=4,0,2", f"results_dir={tmp_path}")
+    assert code == 2
+    assert "batch_size: 0 is too small" in err
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("program", ["src.run", "src.reproduce", "src.report"])
+def test_help_comes_without_torch_in_about_a_second(program: str) -> None:
+    # -X importtime lists every imported module on standard error.
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", program, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert time.perf_counter() - start < 10
+    assert done.returncode == 0
+    assert "results_dir" in done.stdout
+    modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "omegaconf" in modules
+    assert not {"torch", "transformers", "pandas", "scipy", "matplotlib"} & modules
+
+
+def test_reproduce_measures_then_goes_on_from_what_is_recorded(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("scale=cpu", "smoke=true", f"results_dir={tmp_path}")
+    code, out, _ = call(reproduce.main, *arguments)
+    assert code == 0
+    assert "cpu scale on" in out
+    assert "4 comparisons, 0 of them recorded already; about" in out
+    for comparison in ("Prefill, paper", "TTFT, paper", "Prefill, modern", "TTFT, modern"):
+        assert f"{comparison} protocol: mmlu (real token lengths, random ids), llama-15m" in out
+    assert (tmp_path / "report" / "summary.csv").is_file()
+    records = [path for path in tmp_path.iterdir() if (path / "record.json").is_file()]
+    assert len(records) == 12
+    (records[0] / "record.json").unlink()
+    monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model(vocab_size=32_000))
+    code, out, _ = call(reproduce.main, *arguments)
+    assert code == 0
+    assert "4 comparisons, 3 of them recorded already" in out
+
+
+def test_ctrl_c_ends_promptly_and_says_how_to_go_on(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.measure.runner.load_model", interrupt)
+    code, _, err = call(run.main, *TINY_OVERRIDES, f"results_dir={tmp_path}")
+    assert code == 130
+    assert "the same command goes on from there" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shared_real_questions_run_with_the_real_tokenizer(tmp_path: Path) -> None:
+    questions = ROOT.parent / "shared" / "data" / "mmlu_test_questions_1000.jsonl"
+    if not questions.is_file():
+        pytest.skip("the file of real MMLU questions is not on this machine")
+    done = command(
+        "src.run", "method=prepacking", "dataset=file", f"dataset.path={questions}", "dataset.text_field=question",
+        "num_prompts=32", "batch_size=16", "repeats=1", f"results_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| prepacking |" in done.stdout

@@ -1,0 +1,149 @@
+"""The house keeps its rules: who imports whom, which files agree with which, every shipped YAML works."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import FAMILIES, ROOT
+
+from src.config import CONFIG_DIR, METHODS, compose
+from src.measure.records import COLUMNS, Record
+from src.prefill import methods, packing
+from src.workload.prompts import PROFILE_DIR
+
+# A file imports only from floors below its own, or from its own folder.
+FLOORS = {
+    "cli": 0, "stats": 0, "config": 1, "hub": 1, "workload": 2, "prefill": 3, "measure": 4, "report": 5,
+    "run": 6, "reproduce": 6,
+}  # fmt: skip
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" if node.module == "src" else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
+def test_a_file_imports_only_from_floors_below(path: Path) -> None:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    for module in imports_of(path):
+        if module.startswith("src."):
+            room = module.split(".")[1]
+            assert room == parts[0] or FLOORS[room] < FLOORS[parts[0]], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "name", ["prefill/packing.py", "workload/batches.py", "workload/prompts.py", "stats.py", "config.py"]
+)
+def test_files_that_need_no_torch_import_none(name: str) -> None:
+    assert not {
+        module for module in imports_of(ROOT / "src" / name) if module.split(".")[0] in {"torch", "transformers"}
+    }
+
+
+def test_names_at_the_edge_are_the_names_inside() -> None:
+    assert set(METHODS) == set(methods.METHODS)
+    from src.config import CHOICES
+
+    assert set(CHOICES["packing"]) == set(packing.PACKINGS)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_shipped_yaml_composes(path: Path) -> None:
+    needs = ["dataset.path=prompts.jsonl"] if path.stem == "file" else []
+    config, _ = compose([f"{path.parent.name}={path.stem}", *needs])
+    if path.parent.name in {"model", "dataset"}:
+        assert getattr(config, path.parent.name).name == path.stem
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("dataset/*.yaml") if path.stem != "file"))
+def test_every_shipped_dataset_is_measured_on_a_tiny_model(name: str, measure: Callable[..., list[Record]]) -> None:
+    (record,) = measure(f"dataset={name}", "dataset.source=profile", "repeats=1", "dataset.max_tokens=200")
+    assert (record.row.status, record.row.dataset) == ("ok", name)
+    assert (PROFILE_DIR / f"{record.row.dataset_detail.split()[1]}.csv").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("model/*.yaml")))
+def test_every_shipped_model_is_measured_at_a_small_size(name: str, measure: Callable[..., list[Record]]) -> None:
+    family = compose([f"model={name}"])[0].model.architecture["model_type"]
+    small = [f"++model.architecture.{key}={value}" for key, value in (FAMILIES[family] | {"head_dim": 8}).items()]
+    (record,) = measure(f"model={name}", f"model.name={name}", *small, "repeats=1")
+    assert (record.row.status, record.row.model) == ("ok", name)
+
+
+def test_conda_and_pip_ask_for_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == wanted
+
+
+def test_everything_that_is_required_is_pinned_for_make_setup() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {re.split("[<>=]", text)[0].replace("_", "-") for text in project["dependencies"]}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").replace("_", "-")
+    assert named <= set(re.findall("^([a-z0-9-]+)==", pins, re.M))
+
+
+def test_the_environment_is_checked() -> None:
+    done = subprocess.run([sys.executable, "scripts/check_environment.py"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    bare = subprocess.run([sys.executable, "-S", "-c", "import sys; sys.exit(0)"], cwd=ROOT)
+    assert bare.returncode == 0
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert targets <= {line.split()[0] for line in shown.splitlines()}
+
+
+def test_the_readmes_generated_parts_are_those_of_the_records() -> None:
+    done = subprocess.run([sys.executable, "scripts/readme.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_explains_every_column_and_names_only_settings_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {name for name in COLUMNS if f"`{name}`" not in readme} == set()
+    known = set((CONFIG_DIR / "config.yaml").read_text(encoding="utf-8").replace(":", " ").split())
+    typed = set(re.findall(r"src\.run ([^\n`]+)", readme))
+    settings = {word.split("=")[0] for line in typed for word in line.split() if "=" in word}
+    nested = {name for name in settings if "." in name}
+    assert settings - nested - known - {"experiment", "scale", "model", "dataset"} == set()
+
+
+def test_the_project_says_nothing_of_the_machine_it_was_made_on() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    home = str(Path.home())
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".png"}:
+            assert f"{home}/" not in path.read_text(encoding="utf-8", errors="ignore"), name

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from conftest import TINY, draw_prompts, tiny_model
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from src.cli import UserError
+from src.config import ModelConfig, compose
+from src.measure.verify import verify
+from src.prefill.methods import METHODS
+from src.prefill.models import check_quantizable, find_model, load_model
+from src.prefill.packing import first_fit_decreasing
+
+CPU = torch.device("cpu")
+WIDE = TINY | {"hidden_size": 64, "intermediate_size": 128}
+# Parameters of the published checkpoints; of the two small shapes by hand (tied embeddings).
+PUBLISHED = {
+    "llama2-1.3b": 1_345_423_360,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "mistral-7b": 7_241_732_096,
+    "llama-15m": 15_191_712,
+    "llama-110m": 109_529_856,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_shipped_shapes_are_the_published_ones(name: str) -> None:
+    config, _ = compose([f"model={name}", "model.weights=random"])
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(find_model(config.model).config)
+    shared = model.lm_head.weight.numel() if model.config.tie_word_embeddings else 0
+    assert model.num_parameters() - shared == PUBLISHED[name]
+
+
+def test_random_weights_follow_the_seed_and_live_where_asked() -> None:
+    one, same, other = (
+        load_model(find_model(ModelConfig("tiny", architecture=dict(TINY))), CPU, torch.bfloat16, "none", seed)
+        for seed in (1, 1, 2)
+    )
+    tensors = [*one.parameters(), *one.buffers()]
+    assert {t.device.type for t in tensors} == {"cpu"}
+    assert {p.dtype for p in one.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.model.layers[0].mlp.up_proj.weight, other.model.layers[0].mlp.up_proj.weight)
+    assert one.lm_head.weight.float().std().item() == pytest.approx(TINY["initializer_range"], rel=0.05)
+
+
+def test_tied_embeddings_stay_tied() -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_quantized_random_weights_are_those_weights_rounded(bits: str) -> None:
+    import bitsandbytes.functional as bnb
+
+    source = find_model(ModelConfig("wide", architecture=dict(WIDE)))
+    full = load_model(source, CPU, torch.float32, "none", 1).model.layers[1].mlp.down_proj.weight
+    model = load_model(source, CPU, torch.float32, bits, 1)
+    weight = model.model.layers[1].mlp.down_proj.weight
+    if bits == "4":
+        rounded = bnb.dequantize_4bit(weight.data, weight.quant_state)
+    else:
+        rounded = weight.data.float() * (full.abs().amax(1, keepdim=True) / 127)
+    assert weight.element_size() == 1
+    assert float((rounded - full).norm() / full.norm()) < {"4": 0.15, "8": 0.02}[bits]
+    assert type(model.lm_head) is torch.nn.Linear  # as bitsandbytes leaves it when it loads a checkpoint
+    found = verify(model, [draw_prompts([9, 4, 7])], METHODS["prepacking"], "modern", first_fit_decreasing, bits)
+    assert found.problem is None
+
+
+def test_a_local_folder_is_loaded_and_keeps_its_weights(tmp_path: Path) -> None:
+    saved = tiny_model()
+    saved.save_pretrained(tmp_path)
+    source = find_model(ModelConfig("mine", path=str(tmp_path), weights="hub"))
+    assert (source.weights, source.detail) == ("local", f"folder {tmp_path.name}")
+    loaded = load_model(source, CPU, torch.float32, "none", seed=9)
+    assert torch.equal(loaded.lm_head.weight, saved.lm_head.weight)
+    quantizable = tiny_model(hidden_size=64, intermediate_size=128)
+    quantizable.save_pretrained(tmp_path / "wide")
+    wide = find_model(ModelConfig("mine", path=str(tmp_path / "wide")))
+    assert load_model(wide, CPU, torch.float32, "4", 0).model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+
+
+def test_random_weights_of_a_local_shape(tmp_path: Path) -> None:
+    tiny_model().config.save_pretrained(tmp_path)
+    source = find_model(ModelConfig("mine", path=str(tmp_path), weights="random"))
+    assert source.weights == "random"
+    assert source.config.hidden_size == TINY["hidden_size"]
+
+
+def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model\.path"):
+        load_model(find_model(ModelConfig("mine", path=str(tmp_path))), CPU, torch.float32, "none", 0)
+
+
+def test_auto_weights_fall_back_with_a_note_and_hub_weights_never_do(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ModelConfig("mine", path="nobody/nothing", architecture=dict(TINY))
+    assert find_model(model).weights == "random"
+    assert "using random weights of mine's published shape" in capsys.readouterr().err
+    model.weights = "hub"
+    with pytest.raises(UserError, match=r"model\.path: nobody/nothing: .* cannot be reached"):
+        find_model(model)
+
+
+def test_architectures_that_are_not_checked_are_refused(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"'gpt2' is not checked for packed prompts"):
+        find_model(ModelConfig("mine", path=str(tmp_path)))
+    mixed = TINY | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}
+    with pytest.raises(UserError, match=r"its layers mix full_attention and sliding_attention"):
+        find_model(ModelConfig("mixed", architecture=mixed))
+
+
+def test_shapes_that_four_bits_cannot_hold_are_refused_before_loading() -> None:
+    config, _ = compose(["model=llama-15m"])
+    with pytest.raises(
+        UserError, match=r"loadbit: 4-bit weights need .* multiples of 64; this model's hidden_size is 288"
+    ):
+        check_quantizable(find_model(config.model), "4")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from src.cli import UserError
+from src.config import DatasetConfig
+from src.workload.batches import fingerprint, length_ordered_batches, shuffled_batches
+from src.workload.prompts import PROFILE_DIR, Prompts, load_prompts, read_profile
+from src.workload.tokenizer import mistral_tokenizer
+
+TEXTS = ["What is the capital of France?", "one", "Name three primes.", "", "Explain entropy, briefly.", "  two  "]
+USABLE = sorted(text for text in TEXTS if len(text.split()) > 1)
+
+
+def load(dataset: DatasetConfig, num_prompts: int = 100, seed: int = 0, vocab_size: int = 32_000) -> Prompts:
+    return load_prompts(dataset, num_prompts, seed, vocab_size, mistral_tokenizer)
+
+
+def write(path: Path) -> Path:
+    frame = pandas.DataFrame({"prompt": TEXTS, "number": range(len(TEXTS))})
+    match path.suffix:
+        case ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case ".json":
+            frame.to_json(path, orient="records")
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".parquet":
+            frame.to_parquet(path)
+        case ".txt":
+            path.write_text("\n".join(TEXTS), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "txt"])
+def test_prompts_of_every_file_format(ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"prompts.{ending}")
+    prompts = load(DatasetConfig("file", source="file", path=str(path), text_field="prompt"))
+    assert prompts.texts is not None
+    assert sorted(prompts.texts) == USABLE
+    assert prompts.source == "file"
+    assert prompts.detail.startswith(f"prompts.{ending} sha256:")
+    encode = mistral_tokenizer().encode
+    assert [ids.tolist() for ids in prompts.token_ids] == encode(prompts.texts)
+    assert {int(ids[0]) for ids in prompts.token_ids} == {1}
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    dataset = DatasetConfig("file", source="file", path=str(write(tmp_path / "prompts.jsonl")), text_field="prompt")
+    before = load(dataset)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Something else entirely"}) + "\n", encoding="utf-8")
+    after = load(dataset)
+    assert after.texts == ["Something else entirely"]
+    assert after.detail != before.detail
+
+
+def test_a_dataset_folder_is_loaded_as_the_hub_loads_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "validation-00000.parquet")
+    write(tmp_path / "data" / "test-00000.parquet")
+    dataset = DatasetConfig("mine", source="hub", hub_id=str(tmp_path), split="validation+test", text_field="prompt")
+    prompts = load(dataset)
+    assert prompts.texts is not None
+    assert Counter(prompts.texts) == Counter(USABLE * 2)
+    assert prompts.source == "hub"
+
+
+def test_without_a_hub_auto_takes_the_profile_and_hub_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = DatasetConfig("mmlu", hub_id="nobody/nothing", profile="mmlu")
+    assert load(dataset).source == "profile"
+    assert "using the length profile 'mmlu'" in capsys.readouterr().err
+    dataset.source = "hub"
+    with pytest.raises(UserError, match=r"dataset\.source: nobody/nothing: .* cannot be reached"):
+        load(dataset)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILE_DIR.glob("*.csv")))
+def test_a_profile_gives_prompts_of_its_lengths(name: str) -> None:
+    lengths, detail = read_profile(name)
+    prompts = load(DatasetConfig(name, source="profile", profile=name), num_prompts=500, vocab_size=211)
+    assert len(prompts.token_ids) == 500
+    assert not Counter(prompts.lengths.tolist()) - Counter(lengths.tolist())
+    assert prompts.detail == detail
+    assert min(ids[1:].min(initial=3) for ids in prompts.token_ids) >= 3
+    assert max(ids.max() for ids in prompts.token_ids) < 211
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("token_length,count\n5,3\n9,1\n", encoding="utf-8")
+    prompts = load(DatasetConfig("mine", source="profile", profile=str(tmp_path / "mine.csv")), num_prompts=4)
+    assert sorted(prompts.lengths.tolist()) == [5, 5, 5, 9]
+
+
+def test_shipped_profiles_have_the_padding_ratios_of_the_real_datasets() -> None:
+    known = {"mmlu": 6.75, "wikitext512": 3.74, "alpaca": 2.93, "wikitext256": 2.41}
+    rng = np.random.default_rng(0)
+    for name, ratio in known.items():
+        lengths, _ = read_profile(name)
+        batches = rng.choice(lengths, (4000, 64))
+        assert batches.max(1).sum() * 64 / batches.sum() == pytest.approx(ratio, rel=0.04), name
+
+
+def test_samples_follow_the_seed() -> None:
+    dataset = DatasetConfig("mmlu", source="profile", profile="mmlu")
+    first, same, other = (load(dataset, 50, seed) for seed in (0, 0, 1))
+    assert all((a == b).all() for a, b in zip(first.token_ids, same.token_ids, strict=True))
+    assert first.lengths.tolist() != other.lengths.tolist()
+
+
+def test_a_small_dataset_is_used_whole_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "prompts.csv")
+    assert len(load(DatasetConfig("f", source="file", path=str(path), text_field="prompt"), 9).token_ids) == 3
+    assert "only 3 prompts are usable" in capsys.readouterr().err
+
+
+def test_max_tokens_cuts(tmp_path: Path) -> None:
+    path = write(tmp_path / "prompts.csv")
+    for dataset in (
+        DatasetConfig("f", source="file", path=str(path), text_field="prompt", max_tokens=4),
+        DatasetConfig("mmlu", source="profile", profile="mmlu", max_tokens=4),
+    ):
+        assert load(dataset).lengths.max() == 4
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    dataset = DatasetConfig("f", source="file", path=str(write(tmp_path / "prompts.csv")), text_field="prompt")
+    with pytest.raises(UserError, match=r"vocabulary of 300 is smaller than the tokenizer's"):
+        load(dataset, vocab_size=300)
+
+
+def test_batches_hold_each_prompt_once_and_length_ordered_ones_are_sorted() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 23)
+    for batches in (shuffled_batches(23, 5, seed=3), length_ordered_batches(lengths, 5)):
+        assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+        assert sorted(np.concatenate(batches)) == list(range(23))
+    assert (np.diff(lengths[np.concatenate(length_ordered_batches(lengths, 5))]) >= 0).all()
+    assert shuffled_batches(23, 5, 3)[0].tolist() != shuffled_batches(23, 5, 4)[0].tolist()
+
+
+def test_the_fingerprint_sees_every_token_and_boundary() -> None:
+    ids = [np.array([1, 2]), np.array([3]), np.array([4, 5, 6])]
+    batches = [np.array([0, 1]), np.array([2])]
+    changed = [np.array([1, 2]), np.array([3]), np.array([4, 5, 7])]
+    joined = [np.array([1, 2, 3]), np.array([], dtype=np.int64), np.array([4, 5, 6])]
+    prints = {
+        fingerprint(ids, batches),
+        fingerprint(changed, batches),
+        fingerprint(joined, batches),
+        fingerprint(ids, [np.array([0]), np.array([1, 2])]),
+        fingerprint(ids, [np.array([1, 0]), np.array([2])]),
+    }
+    assert len(prints) == 5
+    assert fingerprint(ids, batches) == fingerprint([a.astype(np.int32) for a in ids], batches)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import pytest
+from PIL import Image
+
+from src.cli import UserError
+from src.measure.records import COLUMNS, Record, write
+from src.report import __main__ as report
+from src.report.build import build
+
+ALL = "methods=[prepacking,full-batching,length-ordered]"
+REQUIRED = set(
+    [
+        "run_id",
+        "status",
+        "method",
+        "dataset",
+        "dataset_source",
+        "model",
+        "weights_source",
+        "metric",
+        "protocol",
+        "batch_size",
+        "num_prompts",
+        "repeats",
+        "device_name",
+        "dtype",
+        "loadbit",
+        "seconds_per_batch_mean",
+        "seconds_per_batch_std",
+        "seconds_per_batch_p50",
+        "seconds_per_prompt_mean",
+        "useful_tokens_per_s",
+        "padding_ratio",
+        "speedup_over_full_batching",
+        "peak_memory_mb",
+        "max_utilization_pct",
+        "mean_utilization_pct",
+        "verified_max_abs_diff",
+        "workload_fingerprint",
+    ]
+)
+Measure = Callable[..., list[Record]]
+
+
+def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path: Path) -> None:
+    measure(ALL)
+    measure(ALL, "metric=ttft", "protocol=paper")
+    written = build(tmp_path / "results")
+    out = tmp_path / "results" / "report"
+    assert written[0] == out / "summary.md"
+    names = {
+        "summary.md",
+        "summary.csv",
+        *(f"{p}.{e}" for p in ("time_per_batch", "prompt_lengths") for e in ("png", "svg")),
+    }
+    assert {path.name for path in out.iterdir()} == names
+    table = pandas.read_csv(out / "summary.csv")
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table.columns) >= REQUIRED
+    assert len(table) == 6
+    assert table["speedup_over_full_batching"].notna().all()
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "Avg TTFT time /batch (s)" in text
+    assert "an offline oracle: it sorts the whole dataset (12 prompts)" in text
+    for name in ("time_per_batch", "prompt_lengths"):
+        with Image.open(out / f"{name}.png") as image:
+            assert image.width > 600
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_methods_measured_in_runs_of_their_own_are_put_side_by_side(measure: Measure, tmp_path: Path) -> None:
+    for method in ("prepacking", "full-batching"):
+        measure(f"method={method}")
+    measure("method=prepacking", "seed=5")
+    build(tmp_path / "results")
+    table = pandas.read_csv(tmp_path / "results" / "report" / "summary.csv")
+    same = table.groupby("workload_fingerprint")["speedup_over_full_batching"].count()
+    assert sorted(same) == [0, 2]
+
+
+def test_an_unreadable_record_is_named_and_the_others_are_reported(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(ALL)
+    broken = tmp_path / "results" / "broken"
+    broken.mkdir()
+    for content in ('{"schema_version": 1, "row": {', '{"schema_version": 99}', "[]", '{"schema_version": 1}'):
+        (broken / "record.json").write_text(content, encoding="utf-8")
+        build(tmp_path / "results")
+        assert f"{broken}: record left out" in capsys.readouterr().err
+        assert len(pandas.read_csv(tmp_path / "results" / "report" / "summary.csv")) == 3
+
+
+def test_a_failed_method_is_marked_in_table_and_plot(measure: Measure, tmp_path: Path) -> None:
+    for record in measure(ALL):
+        if record.row.method == "full-batching":
+            record.row.status, record.row.status_reason = "oom", "no room"
+            record.row.seconds_per_batch_mean = None
+            write(record, tmp_path / "results")
+    build(tmp_path / "results")
+    text = (tmp_path / "results" / "report" / "summary.md").read_text(encoding="utf-8")
+    assert "full-batching: oom, no room" in text
+    assert "oom" in (tmp_path / "results" / "report" / "summary.csv").read_text(encoding="utf-8")
+
+
+def test_a_report_of_failures_alone_is_still_a_report(measure: Measure, tmp_path: Path) -> None:
+    for record in measure(ALL):
+        record.row.status, record.row.status_reason = "error", "lost"
+        record.row.seconds_per_batch_mean = record.row.seconds_per_batch_ci_high = None
+        write(record, tmp_path / "results")
+    assert "error, lost" in build(tmp_path / "results")[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_without_records_is_one_clear_line(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"results_dir: (no readable record|there is no folder)"):
+        build(tmp_path / "none")
+
+
+def test_the_command_prints_the_table_and_where_it_is(
+    measure: Measure, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    measure(ALL)
+    code, out, _ = call(report.main, f"results_dir={tmp_path / 'results'}", f"out_dir={tmp_path / 'out'}")
+    assert code == 0
+    assert "| prepacking " in out
+    assert str(tmp_path / "out" / "summary.csv") in out
+    assert (tmp_path / "out" / "time_per_batch.svg").is_file()
