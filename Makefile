@@ -29,9 +29,10 @@ smoke: $(READY) ## try the whole path on a few prompts, in under a minute
 test: lint ## lint and the whole test suite, offline, on CPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-lint: $(READY) ## ruff: style and mistakes
+lint: $(READY) ## ruff and mypy: style, mistakes, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(READY) ## let ruff mend the style
 	$(PY) -m ruff check --fix .

@@ -6,6 +6,7 @@ import atexit
 import functools
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -140,8 +141,20 @@ def typed(composed: Any) -> Config:
     """
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
     assert isinstance(config, Config)
+    _name_own_model(config.model)
     check(config)
     return config
+
+
+def _name_own_model(model: ModelConfig) -> None:
+    """A model.path other than the chosen YAML's is another model, with a name and a shape of its own.
+
+    So rows never bear a shipped model's name for another one's weights, and random weights never stand in for it.
+    """
+    shipped = CONFIG_DIR / "model" / f"{model.name}.yaml"
+    if model.path and shipped.is_file() and OmegaConf.select(OmegaConf.load(shipped), "path") != model.path:
+        model.name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.path).name) or "model"
+        model.architecture = None
 
 
 def check(config: Config) -> None:
@@ -150,7 +163,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: the first setting that is wrong.
     """
-    values = {
+    chosen = {
         "metric": config.metric,
         "protocol": config.protocol,
         "packing": config.packing,
@@ -159,7 +172,7 @@ def check(config: Config) -> None:
         "model.weights": config.model.weights,
         "dataset.source": config.dataset.source,
     }
-    for setting, value in values.items():
+    for setting, value in chosen.items():
         _one_of(setting, value, CHOICES[setting])
     _one_of("method", config.method, METHODS)
     if config.methods is not None:
@@ -169,7 +182,7 @@ def check(config: Config) -> None:
             _one_of("methods", method, METHODS)
         if len(set(config.methods)) < len(config.methods):
             raise UserError("methods", "a method is named twice", "name each once")
-    for setting, value, least in (
+    for setting, number, least in (
         ("batch_size", config.batch_size, 1),
         ("num_prompts", config.num_prompts, 1),
         ("repeats", config.repeats, 1),
@@ -178,8 +191,8 @@ def check(config: Config) -> None:
         ("verify_batches", config.verify_batches, 1),
         ("dataset.max_tokens", config.dataset.max_tokens, 1),
     ):
-        if value is not None and value < least:
-            raise UserError(setting, f"{value} is too small", f"give a whole number of {least} or more")
+        if number is not None and number < least:
+            raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
     if not 0.01 <= config.sampler_interval_s <= 10:
         raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
     if config.batch_size > config.num_prompts:

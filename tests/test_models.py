@@ -87,6 +87,16 @@ def test_a_local_folder_is_loaded_and_keeps_its_weights(tmp_path: Path) -> None:
     assert load_model(wide, CPU, torch.float32, "4", 0).model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
 
 
+def test_a_path_of_ones_own_is_a_model_of_its_own(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "my model")
+    config, _ = compose([f"model.path='{tmp_path / 'my model'}'"])
+    assert (config.model.name, config.model.architecture) == ("my-model", None)
+    assert find_model(config.model).weights == "local"
+    elsewhere, _ = compose(["model=llama2-7b", "model.path=nobody/nothing"])
+    with pytest.raises(UserError, match=r"model\.path: nobody/nothing"):
+        find_model(elsewhere.model)  # never random weights of Llama 2's shape under that name
+
+
 def test_random_weights_of_a_local_shape(tmp_path: Path) -> None:
     tiny_model().config.save_pretrained(tmp_path)
     source = find_model(ModelConfig("mine", path=str(tmp_path), weights="random"))
@@ -98,8 +108,8 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
     model = tiny_model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"model\.path"):
-        load_model(find_model(ModelConfig("mine", path=str(tmp_path))), CPU, torch.float32, "none", 0)
+    with pytest.raises(UserError, match=r"model\.path: .* holds no safetensors weights"):
+        find_model(ModelConfig("mine", path=str(tmp_path)))
 
 
 def test_auto_weights_fall_back_with_a_note_and_hub_weights_never_do(capsys: pytest.CaptureFixture[str]) -> None:

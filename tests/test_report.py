@@ -77,10 +77,12 @@ def test_methods_measured_in_runs_of_their_own_are_put_side_by_side(measure: Mea
     for method in ("prepacking", "full-batching"):
         measure(f"method={method}")
     measure("method=prepacking", "seed=5")
+    measure("method=prepacking", "packing=optimal")
     build(tmp_path / "results")
     table = pandas.read_csv(tmp_path / "results" / "report" / "summary.csv")
     same = table.groupby("workload_fingerprint")["speedup_over_full_batching"].count()
-    assert sorted(same) == [0, 2]
+    assert sorted(same) == [0, 3]
+    assert "| prepacking (optimal)" in (tmp_path / "results" / "report" / "summary.md").read_text(encoding="utf-8")
 
 
 def test_an_unreadable_record_is_named_and_the_others_are_reported(

@@ -118,7 +118,7 @@ def _git(*arguments: str) -> str | None:
 
 def manifest(device: torch.device) -> dict[str, Any]:
     """Everything about machine and software that a reader needs to judge or repeat a run. No names, no home folders."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -128,7 +128,6 @@ def prepare(config: Config) -> Plan:
     dtype = machine.pick_dtype(config.dtype, device)
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = Path(config.results_dir or Path("results") / machine.machine_slug(device)).expanduser()
-    records.check_writable(results_dir)
     source = find_model(config.model)
     check_quantizable(source, config.loadbit)
 
@@ -163,6 +162,7 @@ def prepare(config: Config) -> Plan:
         method = METHODS[name]
         batches = method.batches(shuffled, lengths, config.batch_size)
         outcomes.append(Outcome(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
+    records.check_writable(results_dir)
     return Plan(config, device, dtype, source, prompts, outcomes, fingerprint(prompts.token_ids, shuffled), results_dir)
 
 

@@ -52,7 +52,7 @@ def find_model(model: ModelConfig) -> ModelSource:
         hub.GatedError: ``model.weights=hub`` and the licence was not accepted.
     """
     local = bool(model.path) and Path(str(model.path)).expanduser().is_dir()
-    if model.path and (local or model.weights != "random"):
+    if model.path and (model.architecture is None or model.weights != "random"):
         try:
             return _find_by_path(model, local)
         except UserError as error:
@@ -86,9 +86,23 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
         raise _unloadable(error, path, local) from None
     if model.weights == "random":
         return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
-    commit = getattr(config, "_commit_hash", None)
-    detail = f"folder {Path(path).name}" if local else f"{path}@{commit or model.revision or 'unknown'}"
-    return _checked(ModelSource(config, "local" if local else "hub", detail, path, commit or model.revision))
+    if model.weights == "random":
+        return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
+    commit = getattr(config, "_commit_hash", None) or model.revision
+    detail = f"folder {Path(path).name}" if local else f"{path}@{commit or 'unknown'}"
+    source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit))
+    if not _has_safetensors(path, commit):
+        problem = f"{path} holds no safetensors weights, and pickled ones, which can run code, are never loaded"
+        raise UserError("model.path", problem, "name another revision or model, or use model.weights=random")
+    return source
+
+
+def _has_safetensors(path: str, revision: str | None) -> bool:
+    from transformers.utils import cached_file
+
+    names = ("model.safetensors.index.json", "model.safetensors")  # the first is small; the second is needed anyway
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(path, name, **options) is not None for name in names)
 
 
 def _checked(source: ModelSource) -> ModelSource:
@@ -222,6 +236,10 @@ def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, load
         layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
     else:
         layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
-        layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        # From the CPU on purpose: 8-bit weights that are on the GPU already would be left as they are, without a word.
+        layer.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     layer.bias = linear.bias
-    return layer.to(device)  # bitsandbytes quantizes when the weight is moved
+    layer = layer.to(device)  # bitsandbytes quantizes when the weight is moved
+    if layer.weight.element_size() != 1:
+        raise RuntimeError(f"bitsandbytes left a weight of {shape} in {layer.weight.dtype}")
+    return layer

@@ -37,11 +37,16 @@ def comparisons(results_dir: Path) -> list[list[Record]]:
     for methods in groups.values():
         _fill_speedups(methods)
         found = [record for _, record in methods.values()]
-        result.append(sorted(found, key=lambda record: METHOD_ORDER.index(record.row.method)))
+        result.append(sorted(found, key=_place))
     return sorted(
         result,
         key=lambda group: [str(getattr(group[0].row, name)) for name in ("dataset", "model", *SAME_COMPARISON[1:])],
     )
+
+
+def _place(record: Record) -> tuple[int, str]:
+    row = record.row
+    return (METHOD_ORDER.index(row.method) if row.method in METHOD_ORDER else len(METHOD_ORDER), row.packing or "")
 
 
 def _fill_speedups(methods: dict[str, tuple[Path, Record]]) -> None:

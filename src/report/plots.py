@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from src.measure.records import Record, Row
-from src.report.tables import UNITS, title
+from src.report.tables import UNITS, label, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
-STYLE = {
+STYLE: dict[str, dict[str, Any]] = {
     "prepacking": {"color": "#0072B2", "hatch": ""},
     "full-batching": {"color": "#E69F00", "hatch": "//"},
     "length-ordered": {"color": "#009E73", "hatch": ".."},
@@ -50,9 +51,9 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         if low is not None and high is not None:
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=4, linewidth=1.2)
         faster = row.speedup_over_full_batching
-        label = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
-        axes.annotate(label, (max(mean, high or 0), place), xytext=(6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(rows)), [row.method for row in rows])
+        text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
+        axes.annotate(text, (max(mean, high or 0), place), xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     ends = [row.seconds_per_batch_ci_high or row.seconds_per_batch_mean or 0.0 for row in rows]
     axes.set_xlim(0, 1.35 * max(ends) or 1)

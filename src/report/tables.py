@@ -22,7 +22,14 @@ def title(row: Row) -> str:
 
 
 def _source(row: Row) -> str:
-    return "real token lengths, random ids" if row.dataset_source == "profile" else row.dataset_source
+    if row.dataset_source == "profile":
+        return "real token lengths, random ids"
+    return f"file {row.dataset_detail.split()[0]}" if row.dataset_source == "file" else "hub"
+
+
+def label(row: Row) -> str:
+    """What a row is called in tables and plots: its method, and how it packs where that is not the default."""
+    return row.method if row.packing in {None, "ffd"} else f"{row.method} ({row.packing})"
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
@@ -39,12 +46,12 @@ def comparison_table(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         if row.status != "ok":
-            body.append([row.method, row.status, *[""] * (len(header) - 2)])
+            body.append([label(row), row.status, *[""] * (len(header) - 2)])
             continue
         weak = "" if row.utilization_valid else " †"
         body.append(
             [
-                row.method + (" *" if row.method == "length-ordered" else ""),
+                label(row) + (" *" if row.method == "length-ordered" else ""),
                 _number(row.seconds_per_batch_mean, 3),
                 _number(row.max_utilization_pct, 1) + weak,
                 _number(row.peak_memory_mb, 0),
@@ -60,7 +67,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What must stand below a table of these rows."""
-    lines = [f"{row.method}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
+    lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
     if any(row.method == "length-ordered" for row in rows):
         lines.append(
             f"* an offline oracle: it sorts the whole dataset ({rows[0].num_prompts:,} prompts) before the first; "
@@ -78,7 +85,7 @@ def phase_table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [getattr(row, f"{phase}_s_mean") for phase in phases]
         ratio = "" if row.padding_ratio is None else f"{row.padding_ratio:.2f}"
-        body.append([row.method, *("" if cell is None else f"{cell:.4f}" for cell in cells), ratio])
+        body.append([label(row), *("" if cell is None else f"{cell:.4f}" for cell in cells), ratio])
     return markdown(["Method", *phases, "computed / useful tokens"], body)
 
 
