@@ -40,6 +40,7 @@ def run(plan: Plan) -> list[Record]:
         warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
         return found
     torch.manual_seed(plan.config.seed)
+    PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
     _leave_out_what_cannot_fit(plan)
     try:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
