@@ -70,8 +70,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
     if any(row.method == "length-ordered" for row in rows):
         lines.append(
-            f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first batch; "
-            "its interval covers repeats only"
+            f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first "
+            "batch; its interval covers repeats only"
         )
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
