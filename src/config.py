@@ -84,6 +84,9 @@ class Config:
     sampler_interval_s: float = 0.1
     results_dir: str | None = None
     rerun: bool = False
+    isolate: bool = True
+    timeout_s: float | None = None
+    memory_limit_mb: int | None = None
 
     @property
     def compared_methods(self) -> tuple[str, ...]:
@@ -190,9 +193,15 @@ def check(config: Config) -> None:
         ("seed", config.seed, 0),
         ("verify_batches", config.verify_batches, 1),
         ("dataset.max_tokens", config.dataset.max_tokens, 1),
+        ("memory_limit_mb", config.memory_limit_mb, 1),
     ):
         if number is not None and number < least:
             raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
+    if config.timeout_s is not None and config.timeout_s <= 0:
+        raise UserError("timeout_s", f"{config.timeout_s:g} s", "give seconds above 0, or null for no limit")
+    if not config.isolate and (config.timeout_s or config.memory_limit_mb):
+        setting = "timeout_s" if config.timeout_s else "memory_limit_mb"
+        raise UserError(setting, "needs a process of its own", "leave out isolate=false")
     if not 0.01 <= config.sampler_interval_s <= 10:
         raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
     if config.batch_size > config.num_prompts:
@@ -216,7 +225,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
     content = as_dict(config)
-    for key in ("results_dir", "rerun", "method"):  # the method is named by the record itself
+    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s"):  # the method is named by the record itself
         content.pop(key)
     content["methods"] = list(config.compared_methods)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,22 +8,8 @@ from typing import Any
 import hydra
 
 from src.cli import BAD_INPUT, guarded, report
-from src.config import CONFIG_DIR, Config, register_schemas, typed
-
-
-def measure(config: Config) -> int:
-    """Measure one configuration and print its table. Returns 0, or 1 where a method failed or was incorrect."""
-    from src.measure.estimate import in_words  # after --help and bad settings: torch takes seconds to import
-    from src.measure.plan import prepare
-    from src.measure.runner import run
-    from src.report.tables import comparison_table, title
-
-    plan = prepare(config)
-    if config.rerun or plan.recorded() is None:
-        print(f"measuring {', '.join(config.compared_methods)}: about {in_words(plan.seconds())}", flush=True)
-    rows = [record.row for record in run(plan)]
-    print(f"\n{title(rows[0])}\n\n{comparison_table(rows)}\n\nrecords: {plan.results_dir}", flush=True)
-    return int(any(row.status != "ok" for row in rows))
+from src.config import CONFIG_DIR, register_schemas, typed
+from src.worker import run_apart
 
 
 def main() -> int:
@@ -35,7 +21,7 @@ def main() -> int:
     def task(composed: Any) -> None:
         # One bad value in a sweep must not keep the other runs from being measured.
         try:
-            codes.append(measure(typed(composed)))
+            codes.append(run_apart(typed(composed)))
         except BAD_INPUT as error:
             codes.append(report(error))
 

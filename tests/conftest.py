@@ -55,6 +55,7 @@ TINY_OVERRIDES = [
     "batch_size=4",
     "repeats=2",
     "device=cpu",
+    "isolate=false",  # in this process, unless a test is about the other
 ]
 
 

@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_leaves_the_old_record_and_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(records.json, "dump", full)
+        patched.setattr(records.os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device"):
             measure("rerun=true")
     assert [path.name for path in (tmp_path / "results").iterdir()] == [first.row.run_id]

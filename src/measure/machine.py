@@ -87,6 +87,13 @@ def available_mb() -> float | None:
     return None
 
 
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -138,6 +145,9 @@ def manifest(device: torch.device) -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "large_pages": os.environ["THP_MEM_ALLOC_ENABLE"] == "1",
         "available_memory_mb": available_mb(),
+        "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "container_memory_max": _read("/sys/fs/cgroup/memory.max"),  # control groups, version 2
+        "container_cpu_max": _read("/sys/fs/cgroup/cpu.max"),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -118,6 +118,12 @@ class Plan:
         return None if any(record.row.status == "error" for record in found) else found
 
 
+def results_dir_of(config: Config) -> Path:
+    """The folder that a configuration's records go to: the one it names, else the one of this machine."""
+    slug = machine.machine_slug(machine.pick_device(config.device))
+    return Path(config.results_dir or Path("results") / slug).expanduser()
+
+
 def prepare(config: Config) -> Plan:
     """Decide everything that can be decided without loading weights.
 
@@ -127,7 +133,7 @@ def prepare(config: Config) -> Plan:
     device = machine.pick_device(config.device)
     dtype = machine.pick_dtype(config.dtype, device)
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
-    results_dir = Path(config.results_dir or Path("results") / machine.machine_slug(device)).expanduser()
+    results_dir = results_dir_of(config)
     source = find_model(config.model)
     check_quantizable(source, config.loadbit)
 

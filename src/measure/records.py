@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import platform
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +20,8 @@ from src.cli import UserError, warn
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
+DRAFT = ".tmp-"  # how names begin of what is not finished
+REPLACE_ATTEMPTS = 20
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
 
 
@@ -111,66 +118,117 @@ class Record:
     prompt_lengths: list[int] = field(default_factory=list)
 
 
+def _draft_name() -> str:
+    """A name that no other process, on no other machine that shares the disk, gives to a draft."""
+    return f"{DRAFT}{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _abandoned(draft: Path) -> bool:
+    """Whether the process that wrote a draft was on this machine and is gone."""
+    host, _, rest = draft.name.removeprefix(DRAFT).rpartition("-")[0].rpartition("-")
+    if host != platform.node() or not rest.isdigit():
+        return False
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def check_writable(results_dir: Path) -> None:
-    """Create ``results_dir`` and try it, before anything is measured.
+    """Create ``results_dir`` and try it, before anything is measured; clear away what killed processes left half done.
 
     Raises:
         UserError: nothing can be written there.
     """
-    probe = results_dir / f".tmp-probe-{os.getpid()}"
+    probe = results_dir / _draft_name()
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
         probe.write_text("", encoding="ascii")
         probe.unlink()
+        for draft in filter(_abandoned, results_dir.glob(f"{DRAFT}*")):
+            _rescue(draft, results_dir)
     except OSError as error:
         raise UserError(
             "results_dir", f"cannot write to '{results_dir}' ({error.strerror})", "name a writable folder"
         ) from None
 
 
+def _rescue(draft: Path, results_dir: Path) -> None:
+    """Put a finished record in its place whose writer was killed before it could; else remove the draft."""
+    try:
+        row = read(draft).row
+        if not (results_dir / row.run_id).exists():
+            draft.rename(results_dir / row.run_id)
+    except (ValueError, OSError):
+        pass
+    shutil.rmtree(draft, ignore_errors=True)
+
+
 def write(record: Record, results_dir: Path) -> Path:
     """Write ``results_dir/<run_id>/`` with record.json, samples.csv and config.yaml; it appears whole or not at all.
 
-    An earlier record of the same run is replaced only once the new one is complete on disk.
+    An earlier record of the same run is replaced only once the new one is complete on disk. Others may write the same
+    run at the same time: the last one stands.
 
     Raises:
-        UserError: the folder cannot be written (full disk, no permission).
+        UserError: the folder cannot be written (full disk, no permission). The record is then saved in a temporary
+            folder that the message names.
     """
+    try:
+        return _write(record, results_dir)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    try:
+        saved = _write(record, Path(tempfile.mkdtemp(prefix="prepack-bench-saved-")))
+        remedy = f"the finished record is saved: make room, then move {saved} there"
+    except OSError:
+        remedy = "free space or name another folder"
+    raise UserError("results_dir", f"cannot write '{results_dir / record.row.run_id}' ({reason})", remedy)
+
+
+def _write(record: Record, results_dir: Path) -> Path:
     import pandas
     import yaml
 
-    final = results_dir / record.row.run_id
-    draft = results_dir / f".tmp-{record.row.run_id}-{os.getpid()}"
-    old = results_dir / f".tmp-old-{record.row.run_id}-{os.getpid()}"
+    final, draft, old = (results_dir / name for name in (record.row.run_id, _draft_name(), _draft_name()))
     content = {
         "schema_version": SCHEMA_VERSION,
         "row": {key: _plain(value) for key, value in asdict(record.row).items()},
         "prompt_lengths": record.prompt_lengths,
         "manifest": record.manifest,
     }
+    files = {
+        "samples.csv": pandas.DataFrame(record.samples).to_csv(index=False),
+        "config.yaml": yaml.safe_dump(record.config, sort_keys=False),
+        RECORD_FILE: json.dumps(content, indent=1),
+    }
     try:
         draft.mkdir(parents=True)
-        (draft / "samples.csv").write_text(pandas.DataFrame(record.samples).to_csv(index=False), encoding="utf-8")
-        (draft / "config.yaml").write_text(yaml.safe_dump(record.config, sort_keys=False), encoding="utf-8")
-        with (draft / RECORD_FILE).open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            final.rename(old)
-        draft.rename(final)
-    except OSError as error:
+        for name, text in files.items():
+            with (draft / name).open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for attempt in range(REPLACE_ATTEMPTS):
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    final.rename(old)
+                draft.rename(final)
+                return final
+            except OSError as error:
+                # Another process put its record of the same run there between the two renames: replace that one.
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY} or attempt == REPLACE_ATTEMPTS - 1:
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+        raise AssertionError("unreachable")
+    finally:
         if old.exists() and not final.exists():
             old.rename(final)
-        reason = error.strerror or str(error)
-        raise UserError(
-            "results_dir", f"cannot write '{final}' ({reason})", "free space or name another folder"
-        ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return final
+        for left in (draft, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read(folder: Path) -> Record:
@@ -191,10 +249,20 @@ def read(folder: Path) -> Record:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved settings of a record; empty where they cannot be read."""
+    import yaml
+
+    try:
+        return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}
+
+
 def read_all(results_dir: Path) -> Iterator[tuple[Path, Record]]:
     """Every readable record below a folder, in the order of their paths; an unreadable one is named and left out."""
     for path in sorted(results_dir.rglob(RECORD_FILE)):
-        if any(part.startswith(".tmp-") for part in path.parts):
+        if any(part.startswith(DRAFT) for part in path.relative_to(results_dir).parts):
             continue
         try:
             yield path.parent, read(path.parent)

@@ -41,6 +41,8 @@ def run(plan: Plan) -> list[Record]:
         return found
     torch.manual_seed(plan.config.seed)
     PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
+    if not plan.config.rerun:
+        _skip_dominated(plan)
     _leave_out_what_cannot_fit(plan)
     try:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
@@ -70,6 +72,43 @@ def _leave_out_what_cannot_fit(plan: Plan) -> None:
         )
         if needed > available:
             outcome.fail("oom", f"its largest batch needs at least {needed:,.0f} MB, {available:,.0f} MB are available")
+
+
+def _skip_dominated(plan: Plan) -> None:
+    """What ran out of memory with fewer prompts at once, all else being equal, is not tried with more."""
+    mine = _kind(as_dict(plan.config))
+    for folder, record in records.read_all(plan.results_dir):
+        row = record.row
+        if (
+            row.status != "oom"
+            or row.batch_size > plan.config.batch_size
+            or row.device_name != machine.device_name(plan.device)
+        ):
+            continue
+        if _kind(records.read_config(folder)) != mine:
+            continue
+        for outcome in plan.outcomes:
+            same = outcome.method.name == row.method and row.run_id != plan.run_id(outcome.method)
+            if same and outcome.status == "ok":
+                outcome.fail("skipped", f"dominated: memory ran out at batch size {row.batch_size} ({row.run_id})")
+
+
+def _kind(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration less what does not raise or lower the memory that a batch of some size needs."""
+    apart = [
+        "batch_size",
+        "method",
+        "methods",
+        "repeats",
+        "warmup",
+        "verify_batches",
+        "sampler_interval_s",
+        "results_dir",
+        "rerun",
+        "isolate",
+        "timeout_s",
+    ]
+    return {key: value for key, value in config.items() if key not in apart}
 
 
 def _status(error: BaseException) -> tuple[str, str]:

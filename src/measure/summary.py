@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import stats
-from src.config import config_hash
-from src.measure.machine import device_name
+from src.config import Config, as_dict, config_hash
+from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record, Row
 from src.prefill.methods import PHASES
@@ -20,20 +20,53 @@ from src.prefill.methods import PHASES
 BASELINE = "full-batching"
 
 
-def to_records(plan: Plan, manifest: dict[str, Any], config: dict[str, Any]) -> list[Record]:
+def to_records(plan: Plan, made: dict[str, Any], config: dict[str, Any]) -> list[Record]:
     """One record per method of a comparison, whatever became of it."""
     baseline = next((outcome for outcome in plan.outcomes if outcome.method.name == BASELINE and outcome.passes), None)
     lengths = sorted(plan.prompts.lengths.tolist())
     return [
         Record(
             _row(plan, outcome, baseline),
-            manifest,
+            made,
             config,
             [sample for done in outcome.passes for sample in done.samples],
             lengths,
         )
         for outcome in plan.outcomes
     ]
+
+
+def failed_before_planning(config: Config, status: str, reason: str) -> list[Record]:
+    """Rows for a configuration whose model could not even be looked at: settings, and no workload to name."""
+    c, device = config, pick_device(config.device)
+    run = f"{c.dataset.name}-{c.model.name}-{c.metric}-{c.protocol}-b{c.batch_size}-{config_hash(c)[:8]}"
+    made, rows = manifest(device), []
+    for method in c.compared_methods:
+        row = Row(
+            run_id=f"{method}-{run}",
+            comparison_id=run,
+            status=status,
+            status_reason=reason,
+            created_at=_now(),
+            method=method,
+            dataset=c.dataset.name,
+            model=c.model.name,
+            model_detail=c.model.path or "",
+            metric=c.metric,
+            protocol=c.protocol,
+            batch_size=c.batch_size,
+            num_prompts=c.num_prompts,
+            seed=c.seed,
+            device_name=device_name(device),
+            loadbit=c.loadbit,
+            config_hash=config_hash(c),
+        )
+        rows.append(Record(row, made, as_dict(c)))
+    return rows
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def seconds_of(passes: list[Pass]) -> NDArray[np.float64]:
@@ -48,7 +81,7 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
         comparison_id=plan.comparison_id,
         status=outcome.status,
         status_reason=outcome.reason,
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created_at=_now(),
         method=method.name,
         dataset=c.dataset.name,
         dataset_source=prompts.source,

@@ -1,0 +1,219 @@
+"""A configuration in a process of its own: what it leaves behind, or dies of, does not reach the next one.
+
+The parent composes settings, starts the child and sleeps until it ends. The child measures, writes its records and
+prints its table. Before it starts, it leaves rows as they would stand if it never came back; the parent completes and
+writes them where the child was killed, crashed or took too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, report, warn
+from src.config import Config, as_dict
+from src.measure import records
+from src.measure.records import Record, Row
+
+EXIT_CRASHED = 70
+OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
+PR_SET_PDEATHSIG = 1
+STOP_SECONDS = 3.0
+
+
+def measure(config: Config, pending: Path | None = None) -> int:
+    """Measure one configuration in this process and print its table. Returns 0, or 1 where a method failed.
+
+    Args:
+        pending: where to leave the rows that stand if this process never comes back.
+    """
+    from src.hub import GatedError
+    from src.measure.estimate import in_words  # after --help and bad settings: torch takes seconds to import
+    from src.measure.plan import prepare, results_dir_of
+    from src.measure.runner import run
+    from src.measure.summary import failed_before_planning, to_records
+    from src.report.tables import comparison_table, title
+
+    try:
+        plan = prepare(config)
+    except GatedError as error:
+        for record in failed_before_planning(config, "gated", str(error)):
+            records.write(record, results_dir_of(config))
+        raise
+    if pending:
+        _write_pending(pending, plan.results_dir, to_records(plan, {}, as_dict(plan.config)))
+    if config.rerun or plan.recorded() is None:
+        print(f"measuring {', '.join(config.compared_methods)}: about {in_words(plan.seconds())}", flush=True)
+    rows = [record.row for record in run(plan)]
+    print(f"\n{title(rows[0])}\n\n{comparison_table(rows)}\n\nrecords: {plan.results_dir}", flush=True)
+    return int(any(row.status not in {"ok", "skipped"} for row in rows))
+
+
+def run_apart(config: Config) -> int:
+    """Measure one configuration in a child process and return its exit code; a child that died has rows that say so.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; the child is gone too.
+    """
+    if not config.isolate:
+        return measure(config)
+    with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
+        pending = Path(folder) / "pending.json"
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        oom_kills, timed_out = _kernel_oom_kills(), threading.Event()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "src.worker", str(pending), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
+        )
+
+        def end() -> None:
+            timed_out.set()
+            child.kill()
+
+        timer = threading.Timer(config.timeout_s, end) if config.timeout_s else None
+        try:
+            with _terminate_as_interrupt():
+                assert child.stdin is not None
+                with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                    pipe.write(json.dumps(as_dict(config)).encode())
+                if timer:
+                    timer.start()
+                code = child.wait()  # without a timeout of its own, which would wake up twenty times a second
+        except KeyboardInterrupt:
+            child.terminate()
+            try:
+                child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            raise
+        finally:
+            if timer:
+                timer.cancel()
+        if code in OWN_EXITS:
+            return code
+        if timed_out.is_set():
+            status, reason = "timeout", f"not finished after timeout_s={config.timeout_s:g}"
+        elif code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
+            status, reason = "oom", "the kernel killed the process because memory ran out"
+        elif code < 0:
+            status, reason = "error", f"the process was ended by {signal.Signals(-code).name}"
+        else:
+            status, reason = "error", f"the process ended with exit code {code}"
+        _write_failures(pending, status, reason, config)
+        return 1
+
+
+def _write_pending(path: Path, results_dir: Path, rows: list[Record], reason: str | None = None) -> None:
+    content = {
+        "results_dir": str(results_dir.resolve()),
+        "records": [asdict(record) for record in rows],
+        "reason": reason,
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _write_failures(pending: Path, status: str, reason: str, config: Config) -> None:
+    """Complete the rows that a dead child left, and write those that replace no finished record."""
+    try:
+        content = json.loads(pending.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        warn(f"{', '.join(config.compared_methods)}: {status}, {reason}, before prompts were loaded: there is no row")
+        return
+    results_dir = Path(content["results_dir"])
+    for fields in content["records"]:
+        record = Record(Row(**fields.pop("row")), **fields)
+        record.row.status, record.row.status_reason = status, content["reason"] or reason
+        warn(f"{record.row.run_id}: {record.row.status}, {record.row.status_reason}")
+        with contextlib.suppress(ValueError):
+            if records.read(results_dir / record.row.run_id).row.status == "ok":
+                continue
+        records.write(record, results_dir)
+
+
+def _kernel_oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines())
+        return int(counters.get("oom_kill", 0))
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill (a cluster's scheduler, a closed terminal) ends a run as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the parent is gone, however that came about (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel was asked
+        os._exit(EXIT_INTERRUPTED)
+
+
+def limit_memory(megabytes: int | None) -> None:
+    """Let allocations of this process beyond ``megabytes`` fail, so that they become rows instead of a dead machine.
+
+    Counts the process's private writable memory (RLIMIT_DATA), not mapped files or the GPU's.
+    """
+    if megabytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def main() -> int:
+    """The child: settings from standard input, measured; the exit code tells the parent what came of it."""
+    pending, parent = Path(sys.argv[1]), int(sys.argv[2])
+    _end_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    settings = json.load(sys.stdin)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
+    assert isinstance(config, Config)
+    limit_memory(config.memory_limit_mb)
+    try:
+        return measure(config, pending)
+    except BAD_INPUT as error:
+        return report(error)
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(pending.read_text(encoding="utf-8"))
+            pending.write_text(json.dumps(content | {"reason": f"{type(error).__name__}: {error}"}), encoding="utf-8")
+        return EXIT_CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""No accident loses, doubles or corrupts a result: kills, time limits, full memory, full disks, two at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY_OVERRIDES, command
+
+from src import hub, run
+from src.config import Config
+from src.measure import records
+from src.measure.records import Record
+
+APART = [*TINY_OVERRIDES, "isolate=true"]
+Call = Callable[..., tuple[int, str, str]]
+Measure = Callable[..., list[Record]]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A run in the background, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.run", *arguments], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def children(parent: int) -> list[int]:
+    found = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in found.read_text(encoding="ascii").split()] if found.exists() else []
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.05)
+    raise AssertionError("it did not come about in time")
+
+
+def rows(results: Path) -> dict[str, records.Row]:
+    found = list(records.read_all(results))
+    assert len(found) == len({record.row.run_id for _, record in found}) == len(list(results.rglob("record.json")))
+    return {record.row.run_id: record.row for _, record in found}
+
+
+def leftovers(results: Path) -> list[Path]:
+    return list(results.glob(".tmp-*"))
+
+
+def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
+    done = command("src.run", *APART, "repeats=1000000", "timeout_s=8", f"results_dir={tmp_path}")
+    assert done.returncode == 1
+    (row,) = rows(tmp_path).values()
+    assert (row.status, row.status_reason) == ("timeout", "not finished after timeout_s=8")
+    assert (row.method, row.batch_size, row.num_prompts) == ("prepacking", 4, 12)
+    assert row.workload_fingerprint
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(tmp_path: Path, number: signal.Signals) -> None:
+    methods = "methods=[prepacking,full-batching]"
+    arguments = (*APART, methods, f"results_dir={tmp_path}", "repeats=3")
+    assert command("src.run", *arguments).returncode == 0
+    before = rows(tmp_path)
+    for more in ("rerun=true", "seed=1"):
+        sweep = start(*arguments, "warmup=1000000" if more == "seed=1" else "rerun=true", more)
+        (child,) = wait_for(lambda pid=sweep.pid: children(pid))
+        # Long enough to have left its pending rows, and to be measuring.
+        time.sleep(0 if more == "rerun=true" else 7)
+        os.kill(child, number)
+        _, errors = sweep.communicate(timeout=30)
+        assert sweep.returncode == 1, errors
+    after = rows(tmp_path)
+    assert {run_id: after[run_id] for run_id in before} == before
+    failed = [row for run_id, row in after.items() if run_id not in before]
+    assert {row.status for row in failed} == {"error"}
+    assert {row.method for row in failed} == {"prepacking", "full-batching"}
+    assert failed[0].status_reason == f"the process was ended by {number.name}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Signals) -> None:
+    sweep = start("--multirun", *APART, "repeats=1000000", "seed=0,1", f"results_dir={tmp_path}")
+    (child,) = wait_for(lambda: children(sweep.pid))
+    time.sleep(4)
+    asked = time.monotonic()
+    os.kill(sweep.pid, number)
+    _, errors = sweep.communicate(timeout=20)
+    assert time.monotonic() - asked < 5
+    assert sweep.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    wait_for(lambda: not Path(f"/proc/{child}").exists(), 5)
+
+
+def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
+    moments = random.Random(20)
+    arguments = ("--multirun", *APART, "methods=[prepacking,full-batching]", "batch_size=2,3,4,6",
+                 f"results_dir={tmp_path}")  # fmt: skip
+    seen: set[str] = set()
+    for _ in range(20):
+        sweep = start(*arguments)
+        child: list[int] = []
+        end = time.monotonic() + moments.uniform(0.5, 7)
+        while time.monotonic() < end and sweep.poll() is None:
+            child = children(sweep.pid) or child
+            time.sleep(0.05)
+        sweep.kill()
+        sweep.communicate()
+        for pid in child:  # the kernel takes the child along
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10)
+        now = rows(tmp_path) if tmp_path.exists() else {}
+        assert seen <= set(now), "a finished record was lost"
+        seen = set(now)
+    assert command("src.run", *arguments).returncode == 0
+    final = rows(tmp_path)
+    assert sorted((row.batch_size, row.method) for row in final.values()) == sorted(
+        (size, method) for size in (2, 3, 4, 6) for method in ("prepacking", "full-batching")
+    )
+    assert {row.status for row in final.values()} == {"ok"}
+    assert not leftovers(tmp_path)
+
+
+def test_two_sweeps_may_write_below_one_folder(tmp_path: Path) -> None:
+    arguments = ("--multirun", *TINY_OVERRIDES, "batch_size=2,3,4", "rerun=true", f"results_dir={tmp_path}")
+    both = [start(*arguments) for _ in range(2)]
+    for sweep in both:
+        _, errors = sweep.communicate(timeout=100)
+        assert sweep.returncode == 0, errors
+    assert sorted(row.batch_size for row in rows(tmp_path).values()) == [2, 3, 4]
+    assert not leftovers(tmp_path)
+
+
+def test_writers_of_one_run_at_once_leave_one_whole_record(measure: Measure, tmp_path: Path) -> None:
+    import threading
+
+    (record,) = measure()
+    failures: list[BaseException] = []
+
+    def write_often() -> None:
+        try:
+            for _ in range(40):
+                records.write(record, tmp_path / "results")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write_often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert list(rows(tmp_path / "results")) == [record.row.run_id]
+    assert not leftovers(tmp_path / "results")
+
+
+def test_memory_that_runs_out_is_a_row_and_larger_batches_are_skipped(tmp_path: Path) -> None:
+    # Logits at every position of a padded batch: 8 prompts of up to 512 tokens times a vocabulary of 60,000.
+    arguments = [
+        *APART, "++model.architecture.vocab_size=60000", "protocol=paper", "dataset=wikitext512",
+        "dataset.source=profile", "num_prompts=16", "repeats=1", "memory_limit_mb=900", f"results_dir={tmp_path}",
+        "methods=[full-batching,prepacking]",
+    ]  # fmt: skip
+    done = command("src.run", "--multirun", *arguments, "batch_size=1,8,16")
+    assert done.returncode == 1, done.stderr
+    found = {(row.method, row.batch_size): row for row in rows(tmp_path).values()}
+    assert found["full-batching", 1].status == "ok"
+    assert found["full-batching", 8].status == "oom"
+    assert "allocate" in str(found["full-batching", 8].status_reason)
+    assert found["full-batching", 16].status == "skipped"
+    assert "dominated: memory ran out at batch size 8" in str(found["full-batching", 16].status_reason)
+    again = command("src.run", "--multirun", *arguments, "batch_size=1,8,16")
+    assert again.stderr.count("already recorded") == 3
+
+
+def test_a_gated_model_is_a_row_and_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(*_: Any) -> None:
+        raise hub.GatedError("model.path", "some/model is gated", "accept its licence on the hub")
+
+    monkeypatch.setattr("src.measure.plan.find_model", gated)
+    code, _, err = call(run.main, *TINY_OVERRIDES, f"results_dir={tmp_path}")
+    assert code == 2
+    assert err.strip() == "error: model.path: some/model is gated; accept its licence on the hub"
+    (row,) = rows(tmp_path).values()
+    assert (row.status, row.method, row.batch_size) == ("gated", "prepacking", 4)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs rights that this user lacks")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_finished_record_is_saved(
+    measure: Measure, small_disk: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = measure(f"results_dir={small_disk}")
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8192))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, _, err = call(run.main, *TINY_OVERRIDES, "repeats=9", f"results_dir={small_disk}")
+    line = err.strip().splitlines()[-1]
+    assert code == 2
+    assert "error: results_dir: cannot write" in line
+    assert "No space left on device" in line
+    (saved,) = tmp_path.glob("prepack-bench-saved-*/*")
+    assert str(saved) in line
+    assert records.read(saved).row.repeats == 9
+    assert rows(small_disk) == {first.row.run_id: first.row}
+    assert not leftovers(small_disk)
+
+
+def test_what_a_killed_writer_left_is_cleared_or_put_in_place(
+    tiny_config: Callable[..., Config], measure: Measure, tmp_path: Path
+) -> None:
+    (record,) = measure()
+    results = tmp_path / "results"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = os.uname().nodename
+    aside = results / f".tmp-{host}-{gone.pid}-0a1b2c3d"
+    (results / record.row.run_id).rename(aside)
+    half = results / f".tmp-{host}-{gone.pid}-99999999"
+    half.mkdir()
+    (half / "samples.csv").write_text("repeat,batch", encoding="utf-8")
+    elsewhere = results / f".tmp-another-host-{gone.pid}-0a1b2c3d"
+    mine = results / f".tmp-{host}-{os.getpid()}-0a1b2c3d"
+    for draft in (elsewhere, mine):
+        draft.mkdir()
+    records.check_writable(results)
+    assert list(rows(results)) == [record.row.run_id]
+    assert set(leftovers(results)) == {elsewhere, mine}
+
+
+def test_a_process_of_its_own_starts_clean(tmp_path: Path) -> None:
+    """Peak memory of a small run is not that of a large one before it in the same sweep."""
+    arguments = [*APART, "++model.architecture.vocab_size=60000", "protocol=paper", "dataset=wikitext512",
+                 "dataset.source=profile", "num_prompts=8", "repeats=1", "method=full-batching"]  # fmt: skip
+    assert command("src.run", "--multirun", *arguments, "batch_size=8,1", f"results_dir={tmp_path}").returncode == 0
+    peak = {row.batch_size: row.resident_before_mb for row in rows(tmp_path).values()}
+    assert peak[1] is not None
+    assert peak[8] is not None
+    assert peak[1] < peak[8] + 30
