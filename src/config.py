@@ -21,6 +21,17 @@ from src.cli import UserError
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 METHODS = ("full-batching", "length-ordered", "prepacking")
+REFERENCE = "reference"
+QUIRKS = {
+    "no-sync": "the clock is read without waiting for the device",
+    "last-run-only": "memory and utilization of the last repeat alone are kept",
+    "divide-twice": "time per prompt is divided by the number of repeats once too often",
+    "own-shuffle": "each method gets batches from a shuffle of its own",
+    "left-out-token": "prepacking leaves each prompt's last token out of a prefill that the baseline computes whole",
+    "untimed-packing": "packing is left out of the time",
+    "no-failure-rows": "a method that fails leaves a printed line and no row",
+    "sort-by-characters": "length-ordered sorts by characters instead of tokens",
+}
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "metric": ("prefill", "ttft"),
@@ -83,6 +94,7 @@ class Config:
     verify_batches: int = 2
     sampler_interval_s: float = 0.1
     results_dir: str | None = None
+    quirks: list[str] = field(default_factory=list)
     rerun: bool = False
     isolate: bool = True
     timeout_s: float | None = None
@@ -185,6 +197,8 @@ def check(config: Config) -> None:
             _one_of("methods", method, METHODS)
         if len(set(config.methods)) < len(config.methods):
             raise UserError("methods", "a method is named twice", "name each once")
+    for quirk in config.quirks:
+        _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
     for setting, number, least in (
         ("batch_size", config.batch_size, 1),
         ("num_prompts", config.num_prompts, 1),

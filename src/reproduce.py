@@ -24,11 +24,18 @@ class ReproduceSettings:
 
 def sweep(experiment: str, overrides: list[str]) -> list[list[str]]:
     """The overrides of each run of an experiment: its own, and one combination of what it sweeps."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     from src.config import compose
 
     chosen = [f"experiment={experiment}", *overrides]
     _, axes = compose(chosen)
-    values = [[f"{key}={value.strip()}" for value in choices.split(",")] for key, choices in axes.items()]
+    parsed = [OverridesParser.create().parse_override(f"{key}={choices}") for key, choices in axes.items()]
+    values = [
+        [f"{axis.key_or_group}={value}" for value in axis.sweep_string_iterator()] if axis.is_sweep_override() else
+        [str(axis.input_line)]
+        for axis in parsed
+    ]  # fmt: skip
     return [[*chosen, *combination] for combination in itertools.product(*values)]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from src.cli import UserError, warn
 from src.config import Config, config_hash
-from src.measure import estimate, machine, records
+from src.measure import estimate, machine, quirks, records
 from src.measure.memory import Peak
 from src.measure.records import Record
 from src.measure.sampler import Usage
@@ -70,6 +70,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.pack = PACKINGS[self.config.packing]
+
+    @property
+    def quirks(self) -> tuple[str, ...]:
+        """The measuring faults that are on."""
+        return quirks.resolve(self.config.quirks)
 
     @property
     def identity(self) -> str:
@@ -161,12 +166,16 @@ def prepare(config: Config) -> Plan:
             f"{config.model.name}",
             f"cut prompts with dataset.max_tokens={source.max_positions}, or choose another model",
         )
+    active = quirks.resolve(config.quirks)
+    order_by = quirks.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.quirks)
     shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
     pack = PACKINGS[config.packing]
     outcomes = []
-    for name in config.compared_methods:
-        method = METHODS[name]
-        batches = method.batches(shuffled, lengths, config.batch_size)
+    for place, name in enumerate(config.compared_methods):
+        method, arriving = METHODS[name], shuffled
+        if "own-shuffle" in active:
+            arriving = shuffled_batches(len(lengths), config.batch_size, config.seed + 1 + place)
+        batches = method.batches(arriving, order_by, config.batch_size)
         outcomes.append(Outcome(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
     records.check_writable(results_dir)
     return Plan(config, device, dtype, source, prompts, outcomes, fingerprint(prompts.token_ids, shuffled), results_dir)

@@ -57,6 +57,7 @@ class Row:
     device_name: str = _column("GPU, or CPU with its cores", "")
     dtype: str = _column("type of weights and activations", "")
     loadbit: str = _column("bits of the weights through bitsandbytes; none: as dtype", "")
+    quirks: str | None = _column("measuring faults of the authors' code that were on, for demonstration; else empty")
     seconds_per_batch_mean: float | None = _column("mean over batches and repeats")
     seconds_per_batch_std: float | None = _column("standard deviation over batches and repeats")
     seconds_per_batch_p50: float | None = _column("median over batches and repeats")

@@ -55,7 +55,8 @@ def run(plan: Plan) -> list[Record]:
                 outcome.fail(*_status(error))
     finished = to_records(plan, machine.manifest(plan.device), as_dict(plan.config))
     for record in finished:
-        records.write(record, plan.results_dir)
+        if record.row.status == "ok" or "no-failure-rows" not in plan.quirks:
+            records.write(record, plan.results_dir)
     return finished
 
 
@@ -141,7 +142,7 @@ def _time(plan: Plan, model: PreTrainedModel) -> None:
     The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
     """
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
-    timer, memory = PhaseTimer(plan.device), PeakMemory(plan.device)
+    timer, memory = PhaseTimer(plan.device, "no-sync" not in plan.quirks), PeakMemory(plan.device)
     batches = sum(len(outcome.batches) for outcome in plan.outcomes)
     bar = tqdm(
         total=(c.warmup + c.repeats) * batches,
@@ -199,11 +200,15 @@ def _timed_batch(
         encoded = timed_tokenizer.encode(texts)
         token_ids = [np.asarray(ids[: c.dataset.max_tokens], dtype=np.int64) for ids in encoded]
         timer.lap("tokenize")
+    if "left-out-token" in plan.quirks and outcome.method.packs and c.metric == "prefill":
+        token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]
     done = prefill_batch(model, token_ids, outcome.method, c.protocol, c.metric, plan.pack, timer)
     phases = timer.stop()
+    if "untimed-packing" in plan.quirks and outcome.method.packs:
+        del phases["plan"]
     numbers = {
         "prompts": len(batch),
-        "useful_tokens": sum(len(ids) for ids in token_ids),
+        "useful_tokens": sum(len(plan.prompts.token_ids[index]) for index in batch),
         "computed_tokens": done.computed_tokens,
         "rows": done.rows,
     }

@@ -101,6 +101,7 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
         device_name=device_name(plan.device),
         dtype=c.dtype,
         loadbit=c.loadbit,
+        quirks=" ".join(plan.quirks) or None,
         useful_tokens=int(prompts.lengths.sum()),
         longest_prompt_tokens=int(prompts.lengths.max()),
         verified_prompts=outcome.verification.prompts,
@@ -112,9 +113,12 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
     )
     if outcome.passes:
         _add_times(row, outcome)
-        _add_usage(row, outcome.passes)
+        _add_usage(row, outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes)
+        if "divide-twice" in plan.quirks:
+            row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
         if baseline:
-            add_speedup(row, seconds_of(baseline.passes), seconds_of(outcome.passes), not method.orders_by_length)
+            same_batches = not method.orders_by_length and "own-shuffle" not in plan.quirks
+            add_speedup(row, seconds_of(baseline.passes), seconds_of(outcome.passes), same_batches)
     return row
 
 

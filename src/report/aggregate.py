@@ -16,7 +16,7 @@ from src.measure.summary import BASELINE, add_speedup
 # Rows with equal values here measured the same thing by different methods.
 SAME_COMPARISON = (
     "workload_fingerprint", "metric", "protocol", "model_detail", "batch_size", "num_prompts", "device_name", "dtype",
-    "loadbit",
+    "loadbit", "quirks",
 )  # fmt: skip
 METHOD_ORDER = ("prepacking", "full-batching", "length-ordered")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from src.cli import UserError
 from src.measure.records import Record
 from src.report import aggregate, plots, tables
+from src.report.faults import faults_table
 
 
 def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
@@ -61,5 +62,7 @@ def page(groups: Sequence[Sequence[Record]]) -> str:
             "",
         ]
         parts += [tables.phase_table(rows), "", tables.provenance(group), ""]
+    if table := faults_table(groups):
+        parts += ["## What each measuring fault is worth", "", "With the fault, over without it:", "", table, ""]
     parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

@@ -17,7 +17,7 @@ def title(row: Row) -> str:
     return (
         f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({_source(row)}), {row.model} "
         f"({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
-        f"{row.num_prompts:,} prompts, {row.device_name}"
+        f"{row.num_prompts:,} prompts, {row.device_name}" + (f", with faults: {row.quirks}" if row.quirks else "")
     )
 
 

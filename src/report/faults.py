@@ -1,0 +1,41 @@
+"""What each measuring fault of the authors' code is worth, from records made with it and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.config import QUIRKS
+from src.measure.records import Record, Row
+from src.report.tables import label, markdown
+
+FIGURES = {
+    "speedup_over_full_batching": "Speedup",
+    "seconds_per_batch_mean": "Seconds per batch",
+    "seconds_per_prompt_mean": "Seconds per prompt",
+    "peak_memory_mb": "Peak memory",
+    "mean_utilization_pct": "Mean util",
+}
+SAME_BUT_FOR_THE_FAULT = (
+    "method", "packing", "dataset_detail", "model_detail", "metric", "protocol", "batch_size", "num_prompts", "seed",
+    "device_name", "dtype", "loadbit",
+)  # fmt: skip
+
+
+def faults_table(groups: Sequence[Sequence[Record]]) -> str | None:
+    """The figures with each fault as multiples of the clean ones, in Markdown; None where no row has a fault."""
+    rows = [record.row for group in groups for record in group if record.row.status == "ok"]
+
+    def kind(row: Row) -> tuple[object, ...]:
+        return tuple(getattr(row, name) for name in SAME_BUT_FOR_THE_FAULT)
+
+    clean = {kind(row): row for row in rows if not row.quirks}
+    body = []
+    for row in rows:
+        if row.quirks and (base := clean.get(kind(row))):
+            pairs = [(getattr(row, name), getattr(base, name)) for name in FIGURES]
+            name = "all (reference)" if row.quirks.split() == list(QUIRKS) else row.quirks
+            ratios = [
+                f"{value / reference:.2f}" if value is not None and reference else "" for value, reference in pairs
+            ]
+            body.append([name, f"{row.metric} {row.protocol}", label(row), *ratios])
+    return markdown(["Fault", "Measured", "Method", *FIGURES.values()], body) if body else None

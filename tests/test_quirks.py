@@ -1,0 +1,139 @@
+"""Each fault of the authors' measuring code does what its name says, is on record, and stays off unless asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.config import QUIRKS, Config
+from src.measure import quirks, runner
+from src.measure.plan import Plan, prepare
+from src.measure.records import Record
+from src.prefill import methods
+from src.report import aggregate
+from src.report.build import build
+from src.report.faults import faults_table
+
+ALL = "methods=[prepacking,full-batching,length-ordered]"
+Measure = Callable[..., list[Record]]
+MakeConfig = Callable[..., Config]
+
+
+def planned(config: MakeConfig, *overrides: str) -> Plan:
+    return prepare(config(ALL, *overrides))
+
+
+def test_none_is_on_by_default_and_reference_is_all() -> None:
+    assert Config().quirks == []
+    assert quirks.resolve(["reference"]) == tuple(QUIRKS)
+    assert quirks.resolve(["divide-twice", "no-sync"]) == ("no-sync", "divide-twice")
+
+
+def test_a_record_says_what_was_on_and_is_kept_apart(measure: Measure, tmp_path: Path) -> None:
+    measure(ALL)
+    faulty = measure(ALL, "quirks=[reference]")
+    assert {record.row.quirks for record in faulty} == {" ".join(QUIRKS)}
+    groups = aggregate.comparisons(tmp_path / "results")
+    assert sorted(len({record.row.quirks for record in group}) for group in groups) == [1, 1]
+
+
+def test_the_report_says_what_each_fault_is_worth(measure: Measure, tmp_path: Path) -> None:
+    measure(ALL, "repeats=4")
+    assert faults_table(aggregate.comparisons(tmp_path / "results")) is None
+    measure(ALL, "repeats=4", "quirks=[divide-twice]")
+    page = build(tmp_path / "results")[0].read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith("| divide-twice") and "prepacking" in line]
+    per_batch, per_prompt = (float(cell) for cell in line.split("|")[5:7])
+    assert per_prompt == pytest.approx(per_batch / 4, abs=0.02)
+
+
+def test_own_shuffle(tiny_config: MakeConfig) -> None:
+    def batches(*overrides: str) -> list[list[list[int]]]:
+        outcomes = planned(tiny_config, *overrides).outcomes[:2]
+        return [[batch.tolist() for batch in outcome.batches] for outcome in outcomes]
+
+    prepacking, full = batches()
+    assert prepacking == full
+    prepacking, full = batches("quirks=[own-shuffle]")
+    assert prepacking != full
+
+
+def test_left_out_token_and_untimed_packing(measure: Measure) -> None:
+    def prepacking(*overrides: str) -> Record:
+        return measure("method=prepacking", *overrides)[0]
+
+    clean, short, untimed = prepacking(), prepacking("quirks=[left-out-token]"), prepacking("quirks=[untimed-packing]")
+    assert clean.row.computed_tokens is not None
+    assert short.row.computed_tokens is not None
+    assert short.row.computed_tokens < clean.row.computed_tokens
+    assert short.row.useful_tokens == clean.row.useful_tokens
+    assert clean.row.plan_s_mean is not None
+    assert untimed.row.plan_s_mean is None
+    assert {sample["plan_s"] for sample in untimed.samples} == {None}
+
+
+def test_divide_twice(measure: Measure) -> None:
+    (clean,), (faulty,) = measure("repeats=4"), measure("repeats=4", "quirks=[divide-twice]")
+    for record, divisor in ((clean, 1), (faulty, 4)):
+        total = sum(sample["seconds"] for sample in record.samples) / 4
+        assert record.row.seconds_per_prompt_mean == pytest.approx(total / 12 / divisor)
+
+
+def test_last_run_only(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    from src.measure import summary
+
+    real = summary._add_usage
+    monkeypatch.setattr(summary, "_add_usage", lambda row, passes: (seen.append(len(passes)), real(row, passes)))
+    measure("repeats=3")
+    measure("repeats=3", "quirks=[last-run-only]")
+    assert seen == [3, 1]
+
+
+def test_no_failure_rows(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = methods.prefill_batch
+
+    def failing(model: Any, prompts: Any, method: Any, *rest: Any) -> Any:
+        if method.name == "full-batching":
+            raise torch.OutOfMemoryError("no room")
+        return real(model, prompts, method, *rest)
+
+    monkeypatch.setattr(runner, "prefill_batch", failing)
+    measure(ALL, "quirks=[no-failure-rows]")
+    assert sorted(path.name.split("-mmlu")[0] for path in (tmp_path / "results").iterdir()) == [
+        "length-ordered",
+        "prepacking",
+    ]
+
+
+def test_sort_by_characters(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    # Few characters, many tokens against many characters, few tokens.
+    texts = ["\u4f60\u597d \u4e16\u754c \u6570\u636e"] * 6 + ["international representatives communicate"] * 6
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    overrides = ["dataset=file", "dataset.source=file", f"dataset.path={path}", "model.architecture.vocab_size=32000"]
+    first = {}
+    for name in ("", "sort-by-characters"):
+        plan = planned(tiny_config, *overrides, f"quirks=[{name}]")
+        assert plan.prompts.texts is not None
+        first[name] = plan.prompts.texts[plan.outcomes[2].batches[0][0]]
+    assert first == {"": texts[-1], "sort-by-characters": texts[0]}
+
+
+def test_no_sync_reads_the_clock_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.measure import timer as module
+
+    events: list[str] = []
+    monkeypatch.setattr(module.PhaseTimer, "_synchronize", lambda self: events.append("wait"))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: events.append("clock") or float(len(events)))
+    for synchronizes in (True, False):
+        timer = module.PhaseTimer(torch.device("cpu"), synchronizes)
+        timer.start()
+        events.clear()
+        timer.stop()
+        assert events == (["wait", "clock"] if synchronizes else ["clock"])
