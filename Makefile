@@ -41,6 +41,9 @@ format: $(READY) ## let ruff mend the style
 readme: $(READY) ## write README.md's generated tables anew from the records under results/
 	$(PY) scripts/readme.py --write
 
+errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
+	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py -k one_line
+
 check-environment:
 	@$(PY) scripts/check_environment.py
 

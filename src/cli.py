@@ -47,8 +47,11 @@ def _one_line(error: Exception) -> str:
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, name = found.groups()
         options = re.search(r"Available options in '\w+':\n((?:\t[^\n]+\n?)+)", text)
-        names = ", ".join(options.group(1).split()) if options else "see configs/" + group
+        choices = [choice for choice in options.group(1).split() if not choice.endswith("_schema")] if options else []
+        names = ", ".join(choices) or f"the files of configs/{group}"
         return f"{group}: unknown '{name}'; choose one of {names}"
+    if found := re.search(r"Error parsing override '([^'=]+)'\s+missing EQUAL", text):
+        return f"{found[1]}: arguments have the form setting=value; `python -m src.run --help` lists the settings"
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')(?:\s*full_key: (\S+))?", text):
         return f"{found[2] or found[1]}: there is no such setting; `python -m src.run --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):

@@ -75,8 +75,22 @@ BAD_INPUT = [
     ("dataset=file dataset.source=file dataset.path={tmp}/words.txt", "words.txt sha256:"),
     ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
     ("results_dir=/proc/results", "results_dir: cannot write to '/proc/results'"),
-    ("nonsense", "nonsense"),
+    ("nonsense", "nonsense: arguments have the form setting=value"),
 ]  # fmt: skip
+
+
+ERRORS = ROOT / "docs" / "errors.md"
+
+
+def document(typed: str, line: str) -> None:
+    """Every bad input stands in docs/errors.md with the line it prints; WRITE_ERRORS=1 (make errors) writes it there."""
+    entry = f"| `{typed.format(tmp='FOLDER')}` | {line.removeprefix('error: ')} |"
+    text = ERRORS.read_text(encoding="utf-8")
+    if os.environ.get("WRITE_ERRORS"):
+        first = typed == BAD_INPUT[0][0]
+        ERRORS.write_text((text[: text.index("|---|---|") + 10] if first else text) + entry + "\n", encoding="utf-8")
+    else:  # what stands in brackets may be another library's word, and change with its version
+        assert entry.split(" (")[0] in text, "bring docs/errors.md up to date with: make errors"
 
 
 @pytest.fixture
@@ -104,6 +118,7 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(typed: str, expected: str, b
     assert lines[0].startswith("error: ")
     assert expected.format(tmp=bad_files) in lines[0]
     assert "Traceback" not in out + err
+    document(typed, lines[0].replace(str(bad_files), "FOLDER"))
     assert set(bad_files.rglob("*")) == before
 
 

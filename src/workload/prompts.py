@@ -135,8 +135,9 @@ def read_profile(name: str) -> tuple[NDArray[np.int64], str]:
         if not rows or min(min(row) for row in rows) < 1:
             raise ValueError("no rows, or a number below 1")
     except (KeyError, TypeError, ValueError) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            "dataset.profile", f"{path.name} is not a length profile ({error})", "columns: token_length,count"
+            "dataset.profile", f"{path.name} is not a length profile ({reason})", "columns: token_length,count"
         ) from None
     lengths, counts = zip(*rows, strict=True)
     return np.repeat(np.array(lengths, dtype=np.int64), counts), f"profile {path.stem} sha256:{_file_hash(path)}"
