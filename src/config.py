@@ -75,6 +75,9 @@ class Config:
     batch_size: int = 64
     num_prompts: int = 1000
     repeats: int = 5
+    precision: float | None = None
+    max_repeats: int = 30
+    noise_floor: float = 0.01
     warmup: int = 1
     seed: int = 0
     device: str = "auto"
@@ -186,6 +189,7 @@ def check(config: Config) -> None:
         ("batch_size", config.batch_size, 1),
         ("num_prompts", config.num_prompts, 1),
         ("repeats", config.repeats, 1),
+        ("max_repeats", config.max_repeats, 1),
         ("warmup", config.warmup, 0),
         ("seed", config.seed, 0),
         ("verify_batches", config.verify_batches, 1),
@@ -193,6 +197,16 @@ def check(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
+    if config.precision is not None and not 0 < config.precision < 1:
+        raise UserError("precision", f"{config.precision}", "give a share between 0 and 1: 0.02 for 2 %, or null")
+    if config.precision is not None and config.max_repeats < config.repeats:
+        raise UserError(
+            "max_repeats",
+            f"{config.max_repeats} is fewer than repeats={config.repeats}",
+            "raise max_repeats or lower repeats",
+        )
+    if not 0 <= config.noise_floor < 1:
+        raise UserError("noise_floor", f"{config.noise_floor}", "give a share from 0 to below 1: 0.01 for 1 %")
     if not 0.01 <= config.sampler_interval_s <= 10:
         raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
     if config.batch_size > config.num_prompts:
