@@ -99,7 +99,8 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
 def _time(plan: Plan, model: PreTrainedModel) -> None:
     """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
 
-    With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached. The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
+    With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
+    The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
     """
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
     timer, memory = PhaseTimer(plan.device), PeakMemory(plan.device)
@@ -155,6 +156,12 @@ def _timed_pass(
             samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds, PHASES))
         bar.update()
     return samples
+
+
+def timed_seconds(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> list[float]:
+    """Seconds of each batch of one pass over a method's batches, timed as in a comparison."""
+    timer = PhaseTimer(plan.device)
+    return [sum(_timed_batch(plan, model, outcome, timer, batch)[1].values()) for batch in outcome.batches]
 
 
 def _timed_batch(
