@@ -49,10 +49,8 @@ def main() -> int:
                 gc.enable()
         interval = stats.speedup_interval(seconds[0], seconds[1], same_batches=not outcome.method.orders_by_length)
         found.append(interval)
-        verdict = interval.verdict(config.noise_floor), interval.verdict(0)
-        print(
-            f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]  {verdict[0]}, without a floor {verdict[1]}"
-        )
+        with_floor, without = interval.verdict(config.noise_floor), interval.verdict(0)
+        print(f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}] {with_floor}, without a floor {without}")
     for floor in (config.noise_floor, 0.0):
         different = sum(interval.verdict(floor) != "inconclusive" for interval in found)
         print(f"noise floor {floor}: {different} of {len(found)} trials called different")
