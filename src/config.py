@@ -86,6 +86,9 @@ class Config:
     batch_size: int = 64
     num_prompts: int = 1000
     repeats: int = 5
+    precision: float | None = None
+    max_repeats: int = 30
+    noise_floor: float = 0.01
     warmup: int = 1
     seed: int = 0
     device: str = "auto"
@@ -203,6 +206,7 @@ def check(config: Config) -> None:
         ("batch_size", config.batch_size, 1),
         ("num_prompts", config.num_prompts, 1),
         ("repeats", config.repeats, 1),
+        ("max_repeats", config.max_repeats, 1),
         ("warmup", config.warmup, 0),
         ("seed", config.seed, 0),
         ("verify_batches", config.verify_batches, 1),
@@ -216,6 +220,16 @@ def check(config: Config) -> None:
     if not config.isolate and (config.timeout_s or config.memory_limit_mb):
         setting = "timeout_s" if config.timeout_s else "memory_limit_mb"
         raise UserError(setting, "needs a process of its own", "leave out isolate=false")
+    if config.precision is not None and not 0 < config.precision < 1:
+        raise UserError("precision", f"{config.precision}", "give a share between 0 and 1: 0.02 for 2 %, or null")
+    if config.precision is not None and config.max_repeats < config.repeats:
+        raise UserError(
+            "max_repeats",
+            f"{config.max_repeats} is fewer than repeats={config.repeats}",
+            "raise max_repeats or lower repeats",
+        )
+    if not 0 <= config.noise_floor < 1:
+        raise UserError("noise_floor", f"{config.noise_floor}", "give a share from 0 to below 1: 0.01 for 1 %")
     if not 0.01 <= config.sampler_interval_s <= 10:
         raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
     if config.batch_size > config.num_prompts:
@@ -239,7 +253,8 @@ def as_dict(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
     content = as_dict(config)
-    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s"):  # the method is named by the record itself
+    # What changes no sample; the method is named by the record itself.
+    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor"):
         content.pop(key)
     content["methods"] = list(config.compared_methods)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

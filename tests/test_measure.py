@@ -9,13 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from src import stats
 from src.cli import UserError
 from src.config import compose
 from src.measure import machine
@@ -148,48 +144,6 @@ def test_peak_memory_is_that_of_the_span_alone() -> None:
     assert second.resident_mb is not None
     assert first.resident_mb - first.resident_before_mb == pytest.approx(64, abs=12)
     assert first.resident_mb - second.resident_mb > 50
-
-
-def test_a_speedup_of_two_has_a_tight_interval_around_two() -> None:
-    rng = np.random.default_rng(0)
-    batches = rng.uniform(0.5, 3, (1, 20))
-    base = batches * rng.normal(1, 0.01, (5, 20))
-    for same_batches in (True, False):
-        found = stats.speedup_interval(base, base / 2, same_batches)
-        assert found.value == pytest.approx(2)
-        assert found.low == pytest.approx(2, rel=0.02)
-        assert found.high == pytest.approx(2, rel=0.02)
-        assert found.verdict == "faster"
-    assert stats.speedup_interval(base, base * 2, True).verdict == "slower"
-    noisy = batches * rng.normal(1, 0.01, (5, 20))
-    assert stats.speedup_interval(base, noisy, True).verdict == "inconclusive"
-
-
-def test_batches_that_differ_in_length_do_not_blur_a_paired_speedup() -> None:
-    batches = np.linspace(0.1, 10, 16)[None]
-    noise = np.random.default_rng(1).normal(1, 0.005, (2, 4, 16))
-    paired = stats.speedup_interval(batches * noise[0], batches * noise[1] / 3, True)
-    mean = stats.mean_interval(batches * noise[0], batches_are_draws=True)
-    assert (paired.high - paired.low) / paired.value < 0.03
-    assert (mean.high - mean.low) / mean.value > 0.3
-
-
-def test_sorted_batches_are_not_draws_so_only_repeats_spread_their_mean() -> None:
-    seconds = np.array([[0.1, 1.0, 9.0], [0.1, 1.1, 9.1], [0.1, 1.0, 9.2]])
-    found = stats.mean_interval(seconds, batches_are_draws=False)
-    assert found.low >= seconds.mean(1).min()
-    assert found.high <= seconds.mean(1).max()
-
-
-@given(st.integers(1, 4), st.integers(1, 6), st.booleans())
-def test_intervals_hold_their_value_or_are_absent(repeats: int, batches: int, same: bool) -> None:
-    seconds = np.random.default_rng(repeats * 10 + batches).uniform(1, 2, (2, repeats, batches))
-    for found in (stats.speedup_interval(seconds[0], seconds[1], same), stats.mean_interval(seconds[0], same)):
-        if repeats * (batches if same else 1) < 2:
-            assert np.isnan(found.low)
-            assert found.verdict == "inconclusive"
-        else:
-            assert found.low - 1e-12 <= found.value <= found.high + 1e-12
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

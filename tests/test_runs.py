@@ -85,6 +85,16 @@ def test_methods_take_turns_in_a_seeded_random_order(
     assert len(first_of_each) > 1
 
 
+@pytest.mark.parametrize(("precision", "repeats"), [("0.99", 2), ("0.000001", 4)])
+def test_repeats_go_on_until_intervals_are_narrow_or_max_repeats(
+    measure: Measure, precision: str, repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision == "0.99":  # times of a loaded machine decide nothing here
+        monkeypatch.setattr(runner, "precise", lambda *_: True)
+    for record in measure(ALL, f"precision={precision}", "max_repeats=4"):
+        assert (record.row.status, record.row.repeats) == ("ok", repeats)
+
+
 def test_what_is_recorded_is_not_measured_again(
     measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

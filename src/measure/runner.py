@@ -19,7 +19,7 @@ from src.measure.memory import PeakMemory
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record
 from src.measure.sampler import Sampler, counters_for
-from src.measure.summary import to_records
+from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
 from src.prefill.methods import PHASES, prefill_batch
@@ -139,6 +139,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
 def _time(plan: Plan, model: PreTrainedModel) -> None:
     """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
 
+    With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
     The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
     """
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
@@ -151,7 +152,10 @@ def _time(plan: Plan, model: PreTrainedModel) -> None:
         mininterval=0.5 if sys.stderr.isatty() else 20,
     )
     with bar, Sampler(counters_for(plan.device), c.sampler_interval_s) as sampler:
-        for repeat in range(-c.warmup, c.repeats):
+        repeat = -c.warmup - 1
+        while (repeat := repeat + 1) < c.repeats or _go_on(plan, repeat):
+            if repeat >= c.repeats:
+                bar.total += batches
             for place, index in enumerate(rng.permutation(len(plan.outcomes))):
                 outcome = plan.outcomes[index]
                 if outcome.status != "ok":
@@ -174,6 +178,13 @@ def _time(plan: Plan, model: PreTrainedModel) -> None:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
 
 
+def _go_on(plan: Plan, done: int) -> bool:
+    """Whether another repeat is wanted: an interval is wider than asked, and max_repeats is not reached."""
+    c = plan.config
+    going = [outcome for outcome in plan.outcomes if outcome.status == "ok"]
+    return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
+
+
 def _timed_pass(
     plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int],
     skip: set[int],
@@ -185,6 +196,12 @@ def _timed_pass(
             samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds, PHASES))
         bar.update()
     return samples
+
+
+def timed_seconds(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> list[float]:
+    """Seconds of each batch of one pass over a method's batches, timed as in a comparison."""
+    timer = PhaseTimer(plan.device)
+    return [sum(_timed_batch(plan, model, outcome, timer, batch)[1].values()) for batch in outcome.batches]
 
 
 def _timed_batch(

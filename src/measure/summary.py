@@ -74,6 +74,26 @@ def seconds_of(passes: list[Pass]) -> NDArray[np.float64]:
     return np.array([[sample["seconds"] for sample in done.samples] for done in passes])
 
 
+def precise(outcomes: list[Outcome], wanted: float) -> bool:
+    """Whether every method's interval is narrower than ± ``wanted``, a share of its value.
+
+    The interval is that of the speedup, or of the mean where full-batching is not among the methods.
+    """
+    going = [outcome for outcome in outcomes if outcome.passes]
+    base = next((outcome for outcome in going if outcome.method.name == BASELINE), None)
+    for outcome in going:
+        own, draws = seconds_of(outcome.passes), not outcome.method.orders_by_length
+        if base is None or len(going) == 1:
+            found = stats.mean_interval(own, draws)
+        elif outcome is base:
+            continue
+        else:
+            found = stats.speedup_interval(seconds_of(base.passes), own, draws)
+        if found.precision > wanted:
+            return False
+    return True
+
+
 def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
     c, prompts, method = plan.config, plan.prompts, outcome.method
     row = Row(
@@ -102,6 +122,7 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
         dtype=c.dtype,
         loadbit=c.loadbit,
         quirks=" ".join(plan.quirks) or None,
+        noise_floor=c.noise_floor,
         useful_tokens=int(prompts.lengths.sum()),
         longest_prompt_tokens=int(prompts.lengths.max()),
         verified_prompts=outcome.verification.prompts,
@@ -117,8 +138,9 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
         if baseline:
-            same_batches = not method.orders_by_length and "own-shuffle" not in plan.quirks
-            add_speedup(row, seconds_of(baseline.passes), seconds_of(outcome.passes), same_batches)
+            repeats = min(len(baseline.passes), len(outcome.passes))
+            base, own = seconds_of(baseline.passes)[:repeats], seconds_of(outcome.passes)[:repeats]
+            add_speedup(row, base, own, not method.orders_by_length and "own-shuffle" not in plan.quirks)
     return row
 
 
@@ -128,6 +150,7 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.orders_by_length)
     row.seconds_per_batch_mean = mean.value
     row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high = mean.low, mean.high
+    row.intervals_rest_on_few, row.outlier_samples = mean.few, stats.outliers(seconds)
     row.seconds_per_batch_std = float(seconds.std())
     row.seconds_per_batch_p50, row.seconds_per_batch_p95 = (float(p) for p in np.percentile(seconds, [50, 95]))
     pass_seconds = float(seconds.sum(1).mean())
@@ -151,7 +174,7 @@ def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], s
     speedup = stats.speedup_interval(base, own, same_batches)
     row.speedup_over_full_batching = speedup.value
     row.speedup_ci_low, row.speedup_ci_high = speedup.low, speedup.high
-    row.speedup_verdict = speedup.verdict
+    row.speedup_verdict = speedup.verdict(row.noise_floor or 0.0)
 
 
 def _add_usage(row: Row, passes: list[Pass]) -> None:

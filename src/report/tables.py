@@ -48,11 +48,12 @@ def comparison_table(rows: Sequence[Row]) -> str:
         if row.status != "ok":
             body.append([label(row), row.status, *[""] * (len(header) - 2)])
             continue
+        few = " ‡" if row.intervals_rest_on_few else ""
         weak = "" if row.utilization_valid else " †"
         body.append(
             [
                 label(row) + (" *" if row.method == "length-ordered" else ""),
-                _number(row.seconds_per_batch_mean, 3),
+                _number(row.seconds_per_batch_mean, 3) + few,
                 _number(row.max_utilization_pct, 1) + weak,
                 _number(row.peak_memory_mb, 0),
                 _number(row.mean_utilization_pct, 1) + weak,
@@ -75,6 +76,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         )
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
+    if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
+        lines.append("‡ its intervals rest on fewer than 5 batches (length-ordered: repeats)")
     return ["", *lines] if lines else []
 
 
@@ -115,7 +118,7 @@ def speedup(row: Row) -> str:
         return ""
     text = f"{row.speedup_over_full_batching:.2f}x"
     if row.speedup_ci_low is not None and math.isfinite(row.speedup_ci_low):
-        text += f" [{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]"
+        text += f" [{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]" + (" ‡" if row.intervals_rest_on_few else "")
     return text
 
 
