@@ -50,7 +50,8 @@ def main() -> int:
     results_dir = Path(settings.results_dir or Path("results") / machine_slug(device))
     overrides = [f"scale={scale}", f"device={device}", f"results_dir='{results_dir}'"]
     if settings.smoke:
-        overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
+        overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile",
+                      "utilization_loop_s=0", "sampler_overhead_s=0"]  # fmt: skip
     plans = [
         prepare(compose(run_overrides)[0])
         for experiment in EXPERIMENTS

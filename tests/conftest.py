@@ -55,6 +55,8 @@ TINY_OVERRIDES = [
     "batch_size=4",
     "repeats=2",
     "device=cpu",
+    "utilization_loop_s=0",
+    "sampler_overhead_s=0",
 ]
 
 

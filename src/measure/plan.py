@@ -36,6 +36,14 @@ class Pass:
 
 
 @dataclass
+class UsageLoop:
+    """What was seen while a method's batches ran again and again, untimed, because its passes are too short."""
+
+    usage: Usage
+    seconds: float
+
+
+@dataclass
 class Outcome:
     """What became of one method: its passes, or why there are none."""
 
@@ -45,6 +53,7 @@ class Outcome:
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)
+    loop: UsageLoop | None = None
     status: str = "ok"
     reason: str | None = None
 

@@ -70,12 +70,22 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
     if any(row.method == "length-ordered" for row in rows):
         lines.append(
-            f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first batch; "
-            "its interval covers repeats only"
+            f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first "
+            "batch; its interval covers repeats only"
         )
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
+    lines += validity(rows)
     return ["", *lines] if lines else []
+
+
+def validity(rows: Sequence[Row]) -> list[str]:
+    """Which rows are VALID, and which are not and why; nothing of records that were written without this verdict."""
+    judged = [row for row in rows if row.valid is not None]
+    lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
+    if fine := [label(row) for row in judged if row.valid]:
+        lines.append(f"VALID: {', '.join(fine)}")
+    return lines
 
 
 def phase_table(rows: Sequence[Row]) -> str:
