@@ -155,7 +155,10 @@ def test_without_counters_the_reason_is_the_gap() -> None:
 
 def test_the_samplers_cost_is_measured_in_turns() -> None:
     found = sampler_overhead(CPU, ProcessCounters(), interval_s=0.02, seconds=0.8)
-    assert found["sampler_overhead_pairs"] == 8
+    if found["sampler_overhead_pct"] is None:
+        pytest.skip(f"not measured: {found['sampler_overhead_missing']}")
+    assert 3 <= found["sampler_overhead_pairs"] <= 8
+    assert 0 < found["sampler_reading_ms"] < 20
     assert (
         found["sampler_overhead_lowest_pct"] <= found["sampler_overhead_pct"] <= found["sampler_overhead_highest_pct"]
     )
@@ -168,7 +171,24 @@ def test_the_samplers_cost_is_measured_in_turns() -> None:
             return super().read()
 
     costly = sampler_overhead(CPU, Costly(), interval_s=0.01, seconds=1)
-    assert costly["sampler_overhead_pct"] > 10
+    assert costly["sampler_overhead_pct"] is None or costly["sampler_overhead_pct"] > 10
+    assert costly.get("sampler_reading_ms", 50) >= 50
+
+
+def test_a_machine_too_busy_to_tell_the_cost_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    real = torch.mm
+
+    def slower(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        time.sleep(0 if next(calls) < 120 else 0.05)  # fast while the work is sized, then the machine gets busy
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "mm", slower)
+    start = time.perf_counter()
+    found = sampler_overhead(CPU, ProcessCounters(), interval_s=0.02, seconds=0.4)
+    assert time.perf_counter() - start < 4
+    assert found["sampler_overhead_pct"] is None
+    assert "too busy" in found["sampler_overhead_missing"]
 
 
 def test_a_cost_that_cannot_be_measured_is_none_with_the_reason() -> None:

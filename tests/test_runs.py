@@ -230,5 +230,14 @@ def test_a_gpu_comparison_has_memory_and_telemetry(tmp_path: Path, loadbit: str)
         assert record.row.peak_memory_source == "torch allocated"
         assert record.row.utilization_source == "nvml"
         assert record.manifest["gpu_uuid"].startswith("GPU-")
+        # Each counter was read, or its gap says why not.
+        gaps = str(record.row.telemetry_gaps)
+        for column, counter in (("device_memory_used_mb", "device_memory_mb"), ("energy_j", "energy_j"),
+                                ("temperature_max_c", "temperature_c"), ("power_mean_w", "power_w"),
+                                ("throttle_reasons", "clock_event_reasons"),
+                                ("memory_clock_mean_mhz", "memory_clock_mhz"),
+                                ("other_gpu_processes", "other_processes")):  # fmt: skip
+            known = getattr(record.row, column) is not None
+            assert known or counter in gaps or "sampler" in gaps, column
         for sample in record.samples:
             assert sample["seconds"] == pytest.approx(sample["host_seconds"], rel=0.05, abs=5e-4)

@@ -95,6 +95,7 @@ class Sampler:
     counters: Any
     interval_s: float
     failure: str | None = None
+    reading_s: list[float] = field(default_factory=list)  # how long each reading took
     _readings: list[tuple[float, Reading]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -115,9 +116,10 @@ class Sampler:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.interval_s):
-                self._asked_at = time.perf_counter()
+                self._asked_at = asked_at = time.perf_counter()
                 reading = self.counters.read()
                 self._readings.append((time.perf_counter(), reading))
+                self.reading_s.append(time.perf_counter() - asked_at)
                 self._asked_at = None
         except Exception as error:  # a counter's failure ends telemetry, never the measurement
             self._asked_at = None
