@@ -29,9 +29,8 @@ def measured(folder: str) -> str:
 
 def columns() -> str:
     """One line per column of summary.csv."""
-    return tables.markdown(["Column", "Meaning"], [[f"`{name}`", doc] for name, doc in COLUMNS.items()]).replace(
-        ":|", "-|"
-    )
+    lines = [f"| `{name}` | {doc} |" for name, doc in COLUMNS.items()]
+    return "\n".join(["| Column | Meaning |", "|---|---|", *lines])
 
 
 def main() -> int:

@@ -96,6 +96,8 @@ class Config:
     loadbit: str = "none"
     verify_batches: int = 2
     sampler_interval_s: float = 0.1
+    utilization_loop_s: float = 6.0
+    sampler_overhead_s: float = 1.6
     results_dir: str | None = None
     quirks: list[str] = field(default_factory=list)
     rerun: bool = False
@@ -232,6 +234,12 @@ def check(config: Config) -> None:
         raise UserError("noise_floor", f"{config.noise_floor}", "give a share from 0 to below 1: 0.01 for 1 %")
     if not 0.01 <= config.sampler_interval_s <= 10:
         raise UserError("sampler_interval_s", f"{config.sampler_interval_s} s", "give 0.01 to 10 seconds")
+    for setting, seconds, most in (
+        ("utilization_loop_s", config.utilization_loop_s, 600),
+        ("sampler_overhead_s", config.sampler_overhead_s, 60),
+    ):
+        if not 0 <= seconds <= most:  # also refuses NaN
+            raise UserError(setting, f"{seconds} s", f"give 0 (off) to {most} seconds")
     if config.batch_size > config.num_prompts:
         raise UserError(
             "batch_size",

@@ -58,7 +58,7 @@ def main() -> int:
     overrides = [f"scale={scale}", f"device={device}", f"results_dir='{results_dir}'"]
     if settings.smoke:
         overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
-        overrides += ["isolate=false"]
+        overrides += ["isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"]
     plans = [
         prepare(compose(run_overrides)[0])
         for experiment in EXPERIMENTS

@@ -43,6 +43,7 @@ def measure(config: Config, pending: Path | None = None) -> int:
     """
     from src.hub import GatedError
     from src.measure.estimate import in_words  # after --help and bad settings: torch takes seconds to import
+    from src.measure.machine import manifest
     from src.measure.plan import prepare, results_dir_of
     from src.measure.runner import run
     from src.measure.summary import failed_before_planning, to_records
@@ -55,7 +56,7 @@ def measure(config: Config, pending: Path | None = None) -> int:
             records.write(record, results_dir_of(config))
         raise
     if pending:
-        _write_pending(pending, plan.results_dir, to_records(plan, {}, as_dict(plan.config)))
+        _write_pending(pending, plan.results_dir, to_records(plan, manifest(plan.device), as_dict(plan.config)))
     if config.rerun or plan.recorded() is None:
         print(f"measuring {', '.join(config.compared_methods)}: about {in_words(plan.seconds())}", flush=True)
     rows = [record.row for record in run(plan)]

@@ -56,6 +56,8 @@ TINY_OVERRIDES = [
     "repeats=2",
     "device=cpu",
     "isolate=false",  # in this process, unless a test is about the other
+    "utilization_loop_s=0",
+    "sampler_overhead_s=0",
 ]
 
 

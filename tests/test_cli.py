@@ -53,6 +53,8 @@ BAD_INPUT = [
     ("timeout_s=5", "timeout_s: needs a process of its own; leave out isolate=false"),
     ("memory_limit_mb=0", "memory_limit_mb: 0 is too small"),
     ("memory_limit_mb=500", "memory_limit_mb: needs a process of its own"),
+    ("utilization_loop_s=-1", "utilization_loop_s: -1.0 s; give 0 (off) to 600 seconds"),
+    ("sampler_overhead_s=nan", "sampler_overhead_s: nan s; give 0 (off) to 60 seconds"),
     ("bacth_size=4", "bacth_size: there is no such setting"),
     ("model.wieghts=random", "model.wieghts: there is no such setting"),
     ("model.weights=local", "model.weights: unknown 'local'; choose one of auto, hub, random"),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from src.cli import UserError
 from src.config import compose
 from src.measure import machine
 from src.measure.estimate import Shape, in_words, matmul_rate
 from src.measure.memory import PeakMemory
-from src.measure.sampler import NoCounters, NvmlCounters, ProcessCounters, Sampler
+from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
+from src.measure.overhead import sampler_overhead
+from src.measure.process import ProcessCounters
+from src.measure.sampler import Sampler
 from src.measure.timer import PhaseTimer
 from src.prefill.models import find_model
 
@@ -77,7 +80,7 @@ def test_a_failing_counter_ends_telemetry_and_nothing_else() -> None:
     class Failing:
         source = "failing"
 
-        def read(self) -> dict[str, float]:
+        def read(self) -> Reading:
             raise OSError("gone")
 
         def windows(self, seconds: float, readings: int) -> int:
@@ -89,45 +92,116 @@ def test_a_failing_counter_ends_telemetry_and_nothing_else() -> None:
     assert sampler.usage(0, time.perf_counter()).mean_utilization_pct is None
 
 
-def fake_nvml(asked: list[str]) -> Any:
-    class NVMLError(Exception):
-        pass
+class Telling:
+    """Counters that give the readings they are told, over and over."""
 
-    def unsupported(*_: Any) -> Any:
-        raise NVMLError("Not Supported")
+    source, window_s = "nvml", 0.0
 
-    def handle_by_uuid(uuid: str) -> str:
-        asked.append(uuid)
-        return uuid
+    def __init__(self, *readings: Reading) -> None:
+        self.readings = itertools.cycle(readings)
 
-    return SimpleNamespace(
-        NVMLError=NVMLError, NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2,
-        nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "580.1",
-        nvmlDeviceGetHandleByUUID=handle_by_uuid,
-        nvmlDeviceGetEnforcedPowerLimit=lambda handle: 700_000,
-        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=93, memory=20),
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [SimpleNamespace(pid=1, usedGpuMemory=5)],
-        nvmlDeviceGetPowerUsage=unsupported,
-        nvmlDeviceGetClockInfo=lambda handle, kind: {1: 1980, 2: 3201}[kind],
-    )  # fmt: skip
+    def read(self) -> Reading:
+        return next(self.readings)
+
+    def windows(self, seconds: float, readings: int) -> int:
+        return readings
 
 
-def test_nvml_finds_the_gpu_by_uuid_and_leaves_gaps_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(asked))
-    counters = NvmlCounters("1234-5678")
-    assert asked == ["GPU-1234-5678"]
-    assert counters.read() == {"utilization_pct": 93.0, "sm_clock_mhz": 1980.0, "memory_clock_mhz": 3201.0}
-    assert counters.gaps["power_w"] == "Not Supported"
-    assert "does not list this process" in counters.gaps["memory_mb"]
-    assert counters.power_limit_w == 700
-    assert counters.windows(seconds=3.5, readings=30) == 3
+def test_a_counter_that_stops_midway_is_a_gap_and_never_a_zero() -> None:
+    there, lost = Reading({"power_w": 600.0}), Reading(gaps={"power_w": "GPU is lost"})
+    with Sampler(Telling(there, lost), 0.005) as sampler:
+        start = time.perf_counter()
+        time.sleep(0.1)
+        usage = sampler.usage(start, time.perf_counter())
+    assert usage.mean_power_w == 600
+    assert usage.gaps["power_w"].startswith("GPU is lost (in ")
+    assert usage.max_temperature_c is None
+    assert usage.throttle_reasons is None
 
 
-def test_without_counters_every_field_is_a_gap() -> None:
-    counters = NoCounters("NVMLError_LibraryNotFound")
-    assert counters.read() == {}
-    assert set(counters.gaps.values()) == {"NVMLError_LibraryNotFound"}
+def test_energy_is_the_counters_rise_scaled_to_the_span() -> None:
+    sampler = Sampler(Telling(Reading()), 1)
+    sampler._readings = [(float(at), Reading({"energy_j": 9000 + 50.0 * at})) for at in range(1, 5)]
+    assert sampler.usage(0.5, 4.5).energy_j == pytest.approx(50 * 4)
+    assert sampler.usage(0.5, 1.5).gaps["energy_j"] == "a single reading tells no difference"
+    assert sampler.usage(8, 9.5).gaps == {"sampler": "no reading within 1.50 s"}
+    sampler._readings.append((5.0, Reading({"energy_j": 1.0})))
+    assert sampler.usage(0.5, 5.5).gaps["energy_j"] == "the counter went backwards"
+    assert sampler.usage(0.5, 5.5).energy_j is None
+
+
+@given(st.integers(0, 2**40))
+def test_every_bit_of_the_clock_event_reasons_has_a_name(mask: int) -> None:
+    names = throttle_names(mask)
+    assert len(names) == (mask & ~HARMLESS_REASONS).bit_count() == len(set(names))
+    assert throttle_names(HARMLESS_REASONS) == ()
+
+
+def test_nvml_windows_are_of_the_longest_averaging_time() -> None:
+    assert NvmlCounters.windows(None, seconds=3.5, readings=30) == 3  # type: ignore[arg-type]
+    assert NvmlCounters.windows(None, seconds=30, readings=4) == 4  # type: ignore[arg-type]
+
+
+def test_without_counters_the_reason_is_the_gap() -> None:
+    with Sampler(NoCounters("NVMLError_LibraryNotFound"), 0.01) as sampler:
+        start = time.perf_counter()
+        time.sleep(0.05)
+        usage = sampler.usage(start, time.perf_counter())
+    assert usage.gaps == {"all counters": "NVMLError_LibraryNotFound"}
+    assert (usage.valid, usage.windows, usage.source) == (False, 0, "none")
+
+
+def test_the_samplers_cost_is_measured_in_turns() -> None:
+    found = sampler_overhead(CPU, ProcessCounters(), interval_s=0.02, seconds=0.8)
+    if found["sampler_overhead_pct"] is None:
+        pytest.skip(f"not measured: {found['sampler_overhead_missing']}")
+    assert 3 <= found["sampler_overhead_pairs"] <= 8
+    assert 0 < found["sampler_reading_ms"] < 20
+    assert (
+        found["sampler_overhead_lowest_pct"] <= found["sampler_overhead_pct"] <= found["sampler_overhead_highest_pct"]
+    )
+
+    class Costly(ProcessCounters):
+        def read(self) -> Reading:
+            until = time.perf_counter() + 0.05
+            while time.perf_counter() < until:  # holds the interpreter, as a counter must not
+                pass
+            return super().read()
+
+    costly = sampler_overhead(CPU, Costly(), interval_s=0.01, seconds=1)
+    assert costly["sampler_overhead_pct"] is None or costly["sampler_overhead_pct"] > 10
+    assert costly.get("sampler_reading_ms", 50) >= 50
+
+
+def test_a_machine_too_busy_to_tell_the_cost_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    real = torch.mm
+
+    def slower(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        time.sleep(0 if next(calls) < 120 else 0.05)  # fast while the work is sized, then the machine gets busy
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "mm", slower)
+    start = time.perf_counter()
+    found = sampler_overhead(CPU, ProcessCounters(), interval_s=0.02, seconds=0.4)
+    assert time.perf_counter() - start < 4
+    assert found["sampler_overhead_pct"] is None
+    assert "too busy" in found["sampler_overhead_missing"]
+
+
+def test_a_cost_that_cannot_be_measured_is_none_with_the_reason() -> None:
+    class Failing(ProcessCounters):
+        def read(self) -> Reading:
+            raise OSError("gone")
+
+    for interval_s, seconds, counters, why in (
+        (0.1, 0.0, ProcessCounters(), "switched off"),
+        (10.0, 1.6, ProcessCounters(), "hold only 0 pairs"),
+        (0.01, 0.4, Failing(), "the sampler stopped (OSError: gone)"),
+    ):
+        found = sampler_overhead(CPU, counters, interval_s, seconds)
+        assert found["sampler_overhead_pct"] is None
+        assert why in found["sampler_overhead_missing"]
 
 
 def test_peak_memory_is_that_of_the_span_alone() -> None:

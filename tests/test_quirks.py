@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from src.config import QUIRKS, Config
-from src.measure import quirks, runner
+from src.measure import quirks, runner, summary
 from src.measure.plan import Plan, prepare
 from src.measure.records import Record
 from src.prefill import methods
@@ -38,6 +38,8 @@ def test_a_record_says_what_was_on_and_is_kept_apart(measure: Measure, tmp_path:
     measure(ALL)
     faulty = measure(ALL, "quirks=[reference]")
     assert {record.row.quirks for record in faulty} == {" ".join(QUIRKS)}
+    assert {record.row.valid for record in faulty} == {False}
+    assert "measured with faults" in str(faulty[0].row.invalid_reasons)
     groups = aggregate.comparisons(tmp_path / "results")
     assert sorted(len({record.row.quirks for record in group}) for group in groups) == [1, 1]
 
@@ -86,10 +88,8 @@ def test_divide_twice(measure: Measure) -> None:
 
 def test_last_run_only(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    from src.measure import summary
-
-    real = summary._add_usage
-    monkeypatch.setattr(summary, "_add_usage", lambda row, passes: (seen.append(len(passes)), real(row, passes)))
+    real = summary._add_memory
+    monkeypatch.setattr(summary, "_add_memory", lambda row, passes: (seen.append(len(passes)), real(row, passes)))
     measure("repeats=3")
     measure("repeats=3", "quirks=[last-run-only]")
     assert seen == [3, 1]

@@ -50,6 +50,8 @@ def test_a_comparison_leaves_one_complete_record_per_method(
         assert row.seconds_per_prompt_mean == pytest.approx(row.seconds_per_batch_mean * 3 / 12)
         assert row.useful_tokens_per_s == pytest.approx(row.useful_tokens / (row.seconds_per_batch_mean * 3))
         assert row.verified_prompts == 8
+        assert row.harness_overhead_pct is not None
+        assert 0 <= row.harness_overhead_pct < 50
         assert row.verified_max_abs_diff is not None
         assert row.verified_max_abs_diff < 1e-3
         assert row.utilization_source == "process"
@@ -240,5 +242,14 @@ def test_a_gpu_comparison_has_memory_and_telemetry(tmp_path: Path, loadbit: str)
         assert record.row.peak_memory_source == "torch allocated"
         assert record.row.utilization_source == "nvml"
         assert record.manifest["gpu_uuid"].startswith("GPU-")
+        # Each counter was read, or its gap says why not.
+        gaps = str(record.row.telemetry_gaps)
+        for column, counter in (("device_memory_used_mb", "device_memory_mb"), ("energy_j", "energy_j"),
+                                ("temperature_max_c", "temperature_c"), ("power_mean_w", "power_w"),
+                                ("throttle_reasons", "clock_event_reasons"),
+                                ("memory_clock_mean_mhz", "memory_clock_mhz"),
+                                ("other_gpu_processes", "other_processes")):  # fmt: skip
+            known = getattr(record.row, column) is not None
+            assert known or counter in gaps or "sampler" in gaps, column
         for sample in record.samples:
             assert sample["seconds"] == pytest.approx(sample["host_seconds"], rel=0.05, abs=5e-4)

@@ -19,7 +19,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from src.cli import UserError
-from src.measure.sampler import NoCounters, counters_for
+from src.measure.nvml import NoCounters
+from src.measure.sampler import counters_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -155,12 +156,12 @@ def manifest(device: torch.device) -> dict[str, Any]:
         content |= {
             "cuda": torch.version.cuda,
             "gpu": properties.name,
-            "gpu_uuid": f"GPU-{properties.uuid}",
+            "gpu_uuid": getattr(counters, "uuid", f"GPU-{properties.uuid}"),
             "gpu_memory_mb": properties.total_memory / 2**20,
             "gpu_compute_capability": f"{properties.major}.{properties.minor}",
             "nvidia_driver": getattr(counters, "driver", None),
             "gpu_power_limit_w": getattr(counters, "power_limit_w", None),
         }
         if isinstance(counters, NoCounters):
-            content["nvml_unavailable"] = counters.gaps["utilization_pct"]
+            content["nvml_unavailable"] = counters.reason
     return content

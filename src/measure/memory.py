@@ -9,17 +9,22 @@ from pathlib import Path
 
 import torch
 
-from src.measure.sampler import MB, resident_mb
+from src.measure.nvml import MB
+from src.measure.process import resident_mb, status_mb
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory in MB (2**20 bytes); None where it does not apply or the system does not say."""
+    """Peak memory in MB (2**20 bytes); None where it does not apply or the system does not say.
+
+    ``swapped_mb`` is how much more of the process was swapped out at the end of the span than at its start.
+    """
 
     allocated_mb: float | None = None
     reserved_mb: float | None = None
     resident_mb: float | None = None
     resident_before_mb: float | None = None
+    swapped_mb: float | None = None
 
 
 class PeakMemory:
@@ -28,11 +33,13 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before_mb: float | None = None
+        self._swap_before_mb: float | None = None
         self._resettable = False
 
     def reset(self) -> None:
         """Give back what earlier work left, then set the high-water marks to what is in use now."""
         gc.collect()
+        self._swap_before_mb = status_mb("VmSwap")
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -50,14 +57,13 @@ class PeakMemory:
 
     def read(self) -> Peak:
         """The high-water marks since ``reset``."""
+        swap_mb = status_mb("VmSwap")
+        swapped_mb = None if swap_mb is None or self._swap_before_mb is None else swap_mb - self._swap_before_mb
         if self._device.type == "cuda":
             return Peak(
                 allocated_mb=torch.cuda.max_memory_allocated(self._device) / MB,
                 reserved_mb=torch.cuda.max_memory_reserved(self._device) / MB,
+                swapped_mb=swapped_mb,
             )
-        if not self._resettable:
-            return Peak(resident_before_mb=self._before_mb)
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return Peak(resident_mb=int(line.split()[1]) / 1024, resident_before_mb=self._before_mb)
-        return Peak(resident_before_mb=self._before_mb)
+        resident = status_mb("VmHWM") if self._resettable else None
+        return Peak(resident_mb=resident, resident_before_mb=self._before_mb, swapped_mb=swapped_mb)

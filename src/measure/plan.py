@@ -31,8 +31,17 @@ class Pass:
     """One timed pass of a method over all its batches."""
 
     samples: list[dict[str, Any]]
+    wall_seconds: float
     usage: Usage
     peak: Peak
+
+
+@dataclass
+class UsageLoop:
+    """What was seen while a method's batches ran again and again, untimed, because its passes are too short."""
+
+    usage: Usage
+    seconds: float
 
 
 @dataclass
@@ -45,6 +54,7 @@ class Outcome:
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)
+    loop: UsageLoop | None = None
     status: str = "ok"
     reason: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import time
 from typing import Any
@@ -16,9 +17,10 @@ from src.cli import warn
 from src.config import as_dict
 from src.measure import estimate, machine, records
 from src.measure.memory import PeakMemory
-from src.measure.plan import Outcome, Pass, Plan
+from src.measure.overhead import sampler_overhead
+from src.measure.plan import Outcome, Pass, Plan, UsageLoop
 from src.measure.records import Record
-from src.measure.sampler import Sampler, counters_for
+from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
@@ -40,6 +42,7 @@ def run(plan: Plan) -> list[Record]:
         warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
         return found
     torch.manual_seed(plan.config.seed)
+    counters, made = counters_for(plan.device), machine.manifest(plan.device)
     PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
     if not plan.config.rerun:
         _skip_dominated(plan)
@@ -48,12 +51,14 @@ def run(plan: Plan) -> list[Record]:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
             model = load_model(plan.source, plan.device, plan.dtype, plan.config.loadbit, plan.config.seed)
             _verify(plan, model)
-            _time(plan, model)
+            _time(plan, model, counters)
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
         for outcome in plan.outcomes:
             if outcome.status == "ok":
                 outcome.fail(*_status(error))
-    finished = to_records(plan, machine.manifest(plan.device), as_dict(plan.config))
+    c = plan.config
+    made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
+    finished = to_records(plan, made, as_dict(c))
     for record in finished:
         if record.row.status == "ok" or "no-failure-rows" not in plan.quirks:
             records.write(record, plan.results_dir)
@@ -136,7 +141,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
             outcome.fail("incorrect", outcome.verification.problem)
 
 
-def _time(plan: Plan, model: PreTrainedModel) -> None:
+def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
     """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
 
     With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
@@ -151,7 +156,7 @@ def _time(plan: Plan, model: PreTrainedModel) -> None:
         unit="batch",
         mininterval=0.5 if sys.stderr.isatty() else 20,
     )
-    with bar, Sampler(counters_for(plan.device), c.sampler_interval_s) as sampler:
+    with bar, Sampler(counters, c.sampler_interval_s) as sampler:
         repeat = -c.warmup - 1
         while (repeat := repeat + 1) < c.repeats or _go_on(plan, repeat):
             if repeat >= c.repeats:
@@ -172,8 +177,11 @@ def _time(plan: Plan, model: PreTrainedModel) -> None:
                 finally:
                     gc.enable()
                 if repeat >= 0:
-                    usage = sampler.usage(start, time.perf_counter())
-                    outcome.passes.append(Pass(samples, usage, memory.read()))
+                    end = time.perf_counter()
+                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read()))
+        for outcome in plan.outcomes:
+            if outcome.passes and not all(done.usage.valid for done in outcome.passes):
+                outcome.loop = _utilization_loop(plan, model, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
 
@@ -183,6 +191,30 @@ def _go_on(plan: Plan, done: int) -> bool:
     c = plan.config
     going = [outcome for outcome in plan.outcomes if outcome.status == "ok"]
     return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
+
+
+def _utilization_loop(
+    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, sampler: Sampler
+) -> UsageLoop | None:
+    """Run a method's batches on, untimed, until there are enough windows to believe utilization, within the limit.
+
+    None where nothing was learned: loops are switched off, there is no counter to wait for, or the first batch failed.
+    """
+    limit_s, counters = plan.config.utilization_loop_s, sampler.counters
+    if not limit_s or counters.source == "none" or sampler.failure:
+        return None
+    start, usage = time.perf_counter(), None
+    try:
+        for batch in itertools.cycle(outcome.batches):
+            _timed_batch(plan, model, outcome, timer, batch)
+            now = time.perf_counter()
+            # The first window still averages over what ran before the loop.
+            usage = sampler.usage(start + counters.window_s, now)
+            if usage.valid or now - start >= limit_s:
+                break
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # its times stand; utilization stays as it is
+        warn(f"{outcome.method.name}: the loop for utilization ended early ({_status(error)[1]})")
+    return None if usage is None else UsageLoop(usage, now - start)
 
 
 def _timed_pass(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 
-FIELDS = ("utilization_pct", "memory_mb", "power_w", "sm_clock_mhz", "memory_clock_mhz")
+from src.measure.nvml import NoCounters, NvmlCounters, Reading, throttle_names
+from src.measure.process import ProcessCounters
+
 VALID_WINDOWS = 5
-NVML_WINDOW_S = 1.0  # NVML averages utilization over 1/6 to 1 s, by GPU: the longest is counted
-MB = 1024 * 1024
+ANSWER_S = 5.0  # a driver that has not answered after this long is taken for hung
+STOP_S = 2.0  # the longest that leaving the sampler may take
+
+Counters = ProcessCounters | NvmlCounters | NoCounters
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,32 @@ class Usage:
     """What was seen in a span of time; None where a counter gave nothing.
 
     Attributes:
+        energy_j: rise of the energy counter between the first and the last reading, scaled to the whole span.
+        throttle_reasons: in words, harmless ones left out; empty where the driver answered that there are none.
         windows: independent averaging windows of the utilization counter within the span.
+        readings: times that the counters were read within the span.
+        gaps: why a counter gave nothing, or not always.
         source: ``nvml``, ``process`` or ``none``.
     """
 
     max_utilization_pct: float | None
     mean_utilization_pct: float | None
+    mean_memory_utilization_pct: float | None
     max_memory_mb: float | None
+    max_device_memory_mb: float | None
     mean_power_w: float | None
+    energy_j: float | None
     mean_sm_clock_mhz: float | None
+    min_sm_clock_mhz: float | None
+    max_sm_clock_mhz: float | None
+    mean_memory_clock_mhz: float | None
+    max_temperature_c: float | None
+    throttle_reasons: tuple[str, ...] | None
+    other_processes: int | None
+    other_processes_mb: float | None
     windows: int
+    readings: int
+    gaps: dict[str, str]
     source: str
 
     @property
@@ -41,119 +61,45 @@ class Usage:
         return self.mean_utilization_pct is not None and self.windows >= VALID_WINDOWS
 
 
-class ProcessCounters:
-    """This process on a CPU: utilization of the cores it may use, and its resident memory."""
-
-    source = "process"
-
-    def __init__(self) -> None:
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._last = (time.perf_counter(), time.process_time())
-
-    def read(self) -> dict[str, float]:
-        """Utilization since the read before (all threads, 100 = every core busy) and resident memory."""
-        now = (time.perf_counter(), time.process_time())
-        elapsed, busy = now[0] - self._last[0], now[1] - self._last[1]
-        self._last = now
-        reading = {"utilization_pct": min(100.0, 100 * busy / (elapsed * self.cores))} if elapsed > 0 else {}
-        if (resident := resident_mb()) is not None:
-            reading["memory_mb"] = resident
-        return reading
-
-    def windows(self, seconds: float, readings: int) -> int:
-        """Each reading is an average of its own since the one before."""
-        return readings
-
-
-class NvmlCounters:
-    """One GPU, found by UUID because CUDA_VISIBLE_DEVICES renumbers devices, as the NVIDIA driver sees it.
-
-    Raises:
-        pynvml.NVMLError: no driver, or no such GPU.
-    """
-
-    source = "nvml"
-
-    def __init__(self, uuid: str) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-        self.gaps: dict[str, str] = {}
-        self.driver = str(pynvml.nvmlSystemGetDriverVersion())
-        self.power_limit_w = self._call(
-            "power_limit_w", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1000
-        )
-
-    def read(self) -> dict[str, float]:
-        """Every counter that answers; one that does not is left out, and its reason kept in ``gaps``."""
-        nvml, handle = self._nvml, self._handle
-        calls: dict[str, Callable[[], float]] = {
-            "utilization_pct": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_mb": self._process_memory_mb,
-            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        }
-        values = {name: self._call(name, call) for name, call in calls.items()}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def _process_memory_mb(self) -> float:
-        for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-            if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                return process.usedGpuMemory / MB
-        raise LookupError("the driver does not list this process (a container with its own process numbers?)")
-
-    def _call(self, name: str, call: Callable[[], float]) -> float | None:
-        try:
-            return float(call())
-        except (self._nvml.NVMLError, LookupError) as error:
-            self.gaps.setdefault(name, str(error))
-            return None
-
-    def windows(self, seconds: float, readings: int) -> int:
-        """Readings within one averaging window of the driver are not independent."""
-        return min(readings, int(seconds / NVML_WINDOW_S))
-
-
-class NoCounters:
-    """A GPU whose driver does not answer: every field is a gap, with the reason."""
-
-    source = "none"
-
-    def __init__(self, reason: str) -> None:
-        self.gaps = dict.fromkeys(FIELDS, reason)
-
-    def read(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def windows(self, seconds: float, readings: int) -> int:
-        """None."""
-        return 0
-
-
-def counters_for(device: torch.device) -> ProcessCounters | NvmlCounters | NoCounters:
-    """The counters that exist for ``device``."""
+def counters_for(device: torch.device, answer_s: float = ANSWER_S) -> Counters:
+    """The counters that exist for ``device``; a driver that is silent for ``answer_s`` seconds counts as none."""
     if device.type != "cuda":
         return ProcessCounters()
-    try:
-        return NvmlCounters(str(torch.cuda.get_device_properties(device).uuid))
-    except Exception as error:  # pynvml missing, no driver library, no such UUID: the run goes on without telemetry
-        return NoCounters(f"{type(error).__name__}: {error}")
+    return gpu_counters(lambda: str(torch.cuda.get_device_properties(device).uuid), answer_s)
+
+
+def gpu_counters(uuid: Callable[[], str], answer_s: float = ANSWER_S) -> NvmlCounters | NoCounters:
+    """The driver's counters of one GPU, or the reason why there are none, within ``answer_s`` seconds."""
+    found: list[NvmlCounters | NoCounters] = []
+
+    def ask() -> None:
+        try:
+            found.append(NvmlCounters(uuid()))
+        except Exception as error:  # pynvml missing, no driver library, no such UUID: the run goes on without telemetry
+            found.append(NoCounters(f"{type(error).__name__}: {error}"))
+
+    # In a thread, because a call that hangs inside the driver cannot be ended, only left behind.
+    asking = threading.Thread(target=ask, name="find-counters", daemon=True)
+    asking.start()
+    asking.join(answer_s)
+    return found[0] if found else NoCounters(f"the driver did not answer within {answer_s:g} s")
 
 
 @dataclass
 class Sampler:
-    """Reads ``counters`` every ``interval_s`` seconds in a thread, from ``with`` entry to exit."""
+    """Reads ``counters`` every ``interval_s`` seconds in a thread, from ``with`` entry to exit.
+
+    Leaving takes ``STOP_S`` seconds at most: a reading that hangs is left behind, and ``failure`` says so.
+    """
 
     counters: Any
     interval_s: float
-    _readings: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    failure: str | None = None
+    reading_s: list[float] = field(default_factory=list)  # how long each reading took
+    _readings: list[tuple[float, Reading]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    failure: str | None = None
+    _asked_at: float | None = None  # when the reading that has not returned yet began
 
     def __enter__(self) -> Sampler:
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -163,39 +109,92 @@ class Sampler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         if self._thread:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=STOP_S)
+            if self._thread.is_alive():
+                self.failure = f"hung: a reading did not return within {self._waiting_s(time.perf_counter()):.1f} s"
 
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.interval_s):
-                self._readings.append((time.perf_counter(), self.counters.read()))
+                self._asked_at = asked_at = time.perf_counter()
+                reading = self.counters.read()
+                self._readings.append((time.perf_counter(), reading))
+                self.reading_s.append(time.perf_counter() - asked_at)
+                self._asked_at = None
         except Exception as error:  # a counter's failure ends telemetry, never the measurement
+            self._asked_at = None
             self.failure = f"{type(error).__name__}: {error}"
+
+    def _waiting_s(self, now: float) -> float:
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else now - asked_at
 
     def usage(self, start_s: float, end_s: float) -> Usage:
         """What was read between two readings of ``time.perf_counter``."""
-        within = [reading for at, reading in list(self._readings) if start_s <= at <= end_s]
-        values = {name: [reading[name] for reading in within if name in reading] for name in FIELDS}
+        within = [(at, reading) for at, reading in list(self._readings) if start_s <= at <= end_s]
+
+        def seen(name: str) -> list[float]:
+            return [reading.values[name] for _, reading in within if name in reading.values]
 
         def mean(name: str) -> float | None:
-            return sum(values[name]) / len(values[name]) if values[name] else None
+            values = seen(name)
+            return sum(values) / len(values) if values else None
 
-        utilization = values["utilization_pct"]
+        gaps = _gaps([reading for _, reading in within])
+        if self.failure:
+            gaps["sampler"] = self.failure
+        elif (waiting := self._waiting_s(end_s)) > max(STOP_S, 5 * self.interval_s):
+            gaps["sampler"] = f"hung: a reading has not returned for {waiting:.1f} s"
+        elif not within:
+            gaps["sampler"] = f"no reading within {end_s - start_s:.2f} s"
+        energy_j, why_none = _energy(within, end_s - start_s)
+        if why_none and "sampler" not in gaps:
+            gaps.setdefault("energy_j", why_none)
+        masks, others = seen("clock_event_reasons"), seen("other_processes")
+        reasons = {name for mask in masks for name in throttle_names(int(mask))}
+        utilization = seen("utilization_pct")
         return Usage(
             max_utilization_pct=max(utilization, default=None),
             mean_utilization_pct=mean("utilization_pct"),
-            max_memory_mb=max(values["memory_mb"], default=None),
+            mean_memory_utilization_pct=mean("memory_utilization_pct"),
+            max_memory_mb=max(seen("process_memory_mb"), default=None),
+            max_device_memory_mb=max(seen("device_memory_mb"), default=None),
             mean_power_w=mean("power_w"),
+            energy_j=energy_j,
             mean_sm_clock_mhz=mean("sm_clock_mhz"),
+            min_sm_clock_mhz=min(seen("sm_clock_mhz"), default=None),
+            max_sm_clock_mhz=max(seen("sm_clock_mhz"), default=None),
+            mean_memory_clock_mhz=mean("memory_clock_mhz"),
+            max_temperature_c=max(seen("temperature_c"), default=None),
+            throttle_reasons=tuple(sorted(reasons)) if masks else None,
+            other_processes=int(max(others)) if others else None,
+            other_processes_mb=max(seen("other_processes_mb"), default=None),
             windows=self.counters.windows(end_s - start_s, len(utilization)),
+            readings=len(within),
+            gaps=gaps,
             source=self.counters.source,
         )
 
 
-def resident_mb() -> float | None:
-    """Resident memory of this process in MB (2**20 bytes), None where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
-    except OSError:
-        return None
+def _gaps(readings: list[Reading]) -> dict[str, str]:
+    """Why counters gave nothing: the first reason of each, with how often it was missing where it answered at times."""
+    missing = Counter(name for reading in readings for name in reading.gaps)
+    gaps: dict[str, str] = {}
+    for reading in readings:
+        for name, reason in reading.gaps.items():
+            share = "" if missing[name] == len(readings) else f" (in {missing[name]} of {len(readings)} readings)"
+            gaps.setdefault(name, reason + share)
+    return gaps
+
+
+def _energy(within: list[tuple[float, Reading]], seconds: float) -> tuple[float | None, str | None]:
+    """Energy of a span in J, or why it is not known (no reason where there is no such counter at all)."""
+    counted = [(at, reading.values["energy_j"]) for at, reading in within if "energy_j" in reading.values]
+    if not counted:
+        return None, None
+    (first_at, first), (last_at, last) = counted[0], counted[-1]
+    if last_at <= first_at:
+        return None, "a single reading tells no difference"
+    if last < first:
+        return None, "the counter went backwards"
+    return (last - first) * seconds / (last_at - first_at), None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from src.config import Config, as_dict, config_hash
 from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record, Row
+from src.measure.sampler import Usage
+from src.measure.validity import Evidence, invalid_reasons
 from src.prefill.methods import PHASES
 
 BASELINE = "full-batching"
@@ -26,7 +27,7 @@ def to_records(plan: Plan, made: dict[str, Any], config: dict[str, Any]) -> list
     lengths = sorted(plan.prompts.lengths.tolist())
     return [
         Record(
-            _row(plan, outcome, baseline),
+            _row(plan, outcome, baseline, made.get("git_dirty")),
             made,
             config,
             [sample for done in outcome.passes for sample in done.samples],
@@ -94,7 +95,7 @@ def precise(outcomes: list[Outcome], wanted: float) -> bool:
     return True
 
 
-def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
+def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: bool | None) -> Row:
     c, prompts, method = plan.config, plan.prompts, outcome.method
     row = Row(
         run_id=plan.run_id(method),
@@ -134,7 +135,10 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None) -> Row:
     )
     if outcome.passes:
         _add_times(row, outcome)
-        _add_usage(row, outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes)
+        kept = outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes
+        _add_memory(row, kept)
+        _add_usage(row, outcome, kept)
+        _add_validity(row, outcome, tree_dirty)
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
         if baseline:
@@ -159,6 +163,8 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
     row.padding_ratio = row.computed_tokens / row.useful_tokens
+    wall = sum(done.wall_seconds for done in outcome.passes)
+    row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
     for phase in PHASES:
         spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]
@@ -177,32 +183,88 @@ def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], s
     row.speedup_verdict = speedup.verdict(row.noise_floor or 0.0)
 
 
-def _add_usage(row: Row, passes: list[Pass]) -> None:
-    def largest(read: Callable[[Pass], float | None]) -> float | None:
-        return max((value for done in passes if (value := read(done)) is not None), default=None)
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
-    def mean(read: Callable[[Pass], float | None], spread: bool = False) -> float | None:
-        values = [value for done in passes if (value := read(done)) is not None]
-        if not values:
-            return None
-        result = float(np.std(values) if spread else np.mean(values))
-        return result if math.isfinite(result) else None
 
-    row.torch_peak_allocated_mb = largest(lambda done: done.peak.allocated_mb)
-    row.torch_peak_reserved_mb = largest(lambda done: done.peak.reserved_mb)
-    row.resident_peak_mb = largest(lambda done: done.peak.resident_mb)
-    row.resident_before_mb = mean(lambda done: done.peak.resident_before_mb)
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _spread(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.std(known)) if known else None
+
+
+def _add_memory(row: Row, passes: list[Pass]) -> None:
+    row.torch_peak_allocated_mb = _largest(done.peak.allocated_mb for done in passes)
+    row.torch_peak_reserved_mb = _largest(done.peak.reserved_mb for done in passes)
+    row.resident_peak_mb = _largest(done.peak.resident_mb for done in passes)
+    row.resident_before_mb = _mean(done.peak.resident_before_mb for done in passes)
     on_gpu = row.torch_peak_allocated_mb is not None
     row.peak_memory_mb = row.torch_peak_allocated_mb if on_gpu else row.resident_peak_mb
     row.peak_memory_source = "torch allocated" if on_gpu else "process resident" if row.resident_peak_mb else None
     if on_gpu:
-        row.nvml_process_memory_mb = largest(lambda done: done.usage.max_memory_mb)
-    row.max_utilization_pct = mean(lambda done: done.usage.max_utilization_pct)
-    row.mean_utilization_pct = mean(lambda done: done.usage.mean_utilization_pct)
-    row.max_utilization_std_pct = mean(lambda done: done.usage.max_utilization_pct, spread=True)
-    row.mean_utilization_std_pct = mean(lambda done: done.usage.mean_utilization_pct, spread=True)
-    row.utilization_source = passes[0].usage.source
-    row.utilization_windows = min(done.usage.windows for done in passes)
-    row.utilization_valid = all(done.usage.valid for done in passes)
-    row.power_mean_w = mean(lambda done: done.usage.mean_power_w)
-    row.sm_clock_mean_mhz = mean(lambda done: done.usage.mean_sm_clock_mhz)
+        row.nvml_process_memory_mb = _largest(done.usage.max_memory_mb for done in passes)
+
+
+def _add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:
+    """Utilization from the loop where there was one; everything else from the passes, and the loop beside them."""
+    passes, loop = [done.usage for done in kept], outcome.loop
+    believed = [loop.usage] if loop else passes
+    row.max_utilization_pct = _mean(usage.max_utilization_pct for usage in believed)
+    row.mean_utilization_pct = _mean(usage.mean_utilization_pct for usage in believed)
+    row.mean_memory_utilization_pct = _mean(usage.mean_memory_utilization_pct for usage in believed)
+    if not loop:  # a single loop has no spread over repeats
+        row.max_utilization_std_pct = _spread(usage.max_utilization_pct for usage in passes)
+        row.mean_utilization_std_pct = _spread(usage.mean_utilization_pct for usage in passes)
+    row.utilization_source = passes[0].source
+    row.utilization_windows = min(usage.windows for usage in believed)
+    row.utilization_valid = all(usage.valid for usage in believed)
+    row.utilization_loop_s = loop.seconds if loop else None
+    row.energy_j = _mean(usage.energy_j for usage in passes)
+    row.sampler_readings = sum(usage.readings for usage in passes)
+    spans = _spans(outcome)
+    row.power_mean_w = _mean(usage.mean_power_w for usage in spans)
+    row.sm_clock_mean_mhz = _mean(usage.mean_sm_clock_mhz for usage in spans)
+    row.memory_clock_mean_mhz = _mean(usage.mean_memory_clock_mhz for usage in spans)
+    row.temperature_max_c = _largest(usage.max_temperature_c for usage in spans)
+    row.device_memory_used_mb = _largest(usage.max_device_memory_mb for usage in spans)
+    others = _largest(usage.other_processes for usage in spans)
+    row.other_gpu_processes = None if others is None else int(others)
+    row.other_gpu_processes_mb = _largest(usage.other_processes_mb for usage in spans)
+    if any(usage.throttle_reasons is not None for usage in spans):
+        row.throttle_reasons = ", ".join(_throttled(spans)) or "none"
+    gaps: dict[str, str] = {}
+    for usage in spans:
+        for name, reason in usage.gaps.items():
+            gaps.setdefault(name, reason)
+    row.telemetry_gaps = "; ".join(f"{name}: {reason}" for name, reason in gaps.items()) or None
+
+
+def _spans(outcome: Outcome) -> list[Usage]:
+    return [*(done.usage for done in outcome.passes), *([outcome.loop.usage] if outcome.loop else [])]
+
+
+def _throttled(spans: list[Usage]) -> list[str]:
+    return sorted({reason for usage in spans for reason in usage.throttle_reasons or ()})
+
+
+def _add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
+    spans = _spans(outcome)
+    low = [usage.min_sm_clock_mhz for usage in spans if usage.min_sm_clock_mhz is not None]
+    high = [usage.max_sm_clock_mhz for usage in spans if usage.max_sm_clock_mhz is not None]
+    reasons = invalid_reasons(
+        Evidence(
+            pass_seconds=seconds_of(outcome.passes).sum(1).tolist(),
+            utilization_valid=bool(row.utilization_valid),
+            sm_clocks_mhz=(min(low), max(high)) if low and high else None,
+            throttle_reasons=_throttled(spans),
+            other_processes=row.other_gpu_processes,
+            tree_dirty=tree_dirty,
+            quirks=row.quirks,
+            swapped_mb=_largest(done.peak.swapped_mb for done in outcome.passes),
+        )
+    )
+    row.valid, row.invalid_reasons = not reasons, "; ".join(reasons) or None

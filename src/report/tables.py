@@ -78,7 +78,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
         lines.append("‡ its intervals rest on fewer than 5 batches (length-ordered: repeats)")
+    lines += validity(rows)
     return ["", *lines] if lines else []
+
+
+def validity(rows: Sequence[Row]) -> list[str]:
+    """Which rows are VALID, and which are not and why; nothing of records that were written without this verdict."""
+    judged = [row for row in rows if row.valid is not None]
+    lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
+    if fine := [label(row) for row in judged if row.valid]:
+        lines.append(f"VALID: {', '.join(fine)}")
+    return lines
 
 
 def phase_table(rows: Sequence[Row]) -> str:
