@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.measure.records import COLUMNS  # noqa: E402
+from src.measure.records import COLUMNS, Record  # noqa: E402
 from src.report import aggregate, tables  # noqa: E402
 
 README = ROOT / "README.md"
@@ -19,11 +19,24 @@ MARKERS = re.compile(f"(?P<start>{START}).*?{END}", re.S)
 
 
 def measured(folder: str) -> str:
-    """The tables of the records below a folder."""
-    parts = []
+    """One table per workload of the records below a folder, all metrics and protocols in it."""
+    workloads: dict[str, list[list[Record]]] = {}
     for group in aggregate.comparisons(ROOT / folder):
-        rows = [record.row for record in group]
-        parts += [f"**{tables.title(rows[0])}**", "", tables.comparison_table(rows), "", tables.provenance(group), ""]
+        workloads.setdefault(tables.title(group[0].row).split(": ", 1)[1], []).append(group)
+    header = ["Method", "Metric", "Protocol", "s / batch", "Std (s)", "Speedup over full-batching", "Computed / useful",
+              "Peak memory (MB)", "Max util (%)", "Mean util (%)"]  # fmt: skip
+    parts = []
+    for name, groups in workloads.items():
+        rows = [record.row for group in groups for record in group]
+        body = [
+            [tables.label(row) + (" *" if row.method == "length-ordered" else ""), row.metric, row.protocol]
+            + ([f"{row.seconds_per_batch_mean:.3f}", f"{row.seconds_per_batch_std:.3f}", tables.speedup(row),
+                f"{row.padding_ratio:.2f}", f"{row.peak_memory_mb:.0f}", f"{row.max_utilization_pct:.0f}",
+                f"{row.mean_utilization_pct:.0f}"] if row.status == "ok" else [row.status, *[""] * 6])
+            for row in rows
+        ]  # fmt: skip
+        table = tables.markdown(header, body)
+        parts += [f"**{name}**", "", table, *tables.notes(rows), "", tables.provenance(groups[0]), ""]
     return "\n".join(parts).rstrip()
 
 

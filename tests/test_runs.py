@@ -222,6 +222,26 @@ def test_real_text_is_tokenized_within_the_time_under_the_paper_protocol_alone(
     assert paper.row.workload_fingerprint == modern.row.workload_fingerprint
 
 
+def test_a_record_names_no_home_folder_no_user_and_no_token(
+    measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = tmp_path / "home" / "someone"
+    private.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(private))
+    path = private / "prompts.txt"
+    path.write_text("a first prompt\na second prompt\n", encoding="utf-8")
+    token = "hf_" + "a1B2" * 8
+    fail_for(
+        "full-batching", RuntimeError(f"{token} at /home/neighbour/x"), monkeypatch, "src.measure.runner.prefill_batch"
+    )
+    found = measure(ALL, "dataset=file", "dataset.source=file", f"dataset.path={path}", "num_prompts=2", "batch_size=2",
+                    "model.architecture.vocab_size=32000", f"results_dir={private / 'results'}")  # fmt: skip
+    for record in found:
+        for file in (private / "results" / record.row.run_id).iterdir():
+            text = file.read_text(encoding="utf-8")
+            assert not [word for word in ("someone", "neighbour", token) if word in text], file.name
+
+
 @pytest.mark.parametrize("loadbit", ["4", "8"])
 def test_quantized_weights_are_measured(measure: Measure, loadbit: str) -> None:
     (record,) = measure(

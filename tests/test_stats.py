@@ -7,49 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.coverage import BATCHES, REGIMES, REPEATS, coverage, draw
 from src import stats
 
-# Standard deviations of log: true ratio of a batch, drift shared by both methods, drift of one, noise of a sample.
-REGIMES = {"all": (0.1, 0.02, 0.01, 0.02), "batches": (0.2, 0.02, 0.0, 0.01), "drift": (0.02, 0.03, 0.03, 0.01)}
-COST = 0.4  # of a batch's cost
-
-
-def draw(
-    rng: np.random.Generator, repeats: int, batches: int, regime: tuple[float, float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    ratio, shared, own, noise = regime
-    cost = rng.lognormal(0, COST, batches) * np.exp(rng.normal(0, shared, (repeats, 1)))
-
-    def one() -> np.ndarray:
-        return cost * np.exp(rng.normal(0, own, (repeats, 1)) + rng.normal(0, noise, (repeats, batches)))
-
-    other = one()
-    return one() * 2 * np.exp(rng.normal(0, ratio, batches)), other
+HELD = ("all mixed", "batches", "drift")  # noise alone is covered more often than 95 %: docs/measuring.md
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("of", ["speedup", "mean"])
-def test_95_percent_intervals_cover_93_to_97_percent(regime: str, of: str) -> None:
-    ratio, shared, own, noise = REGIMES[regime]
-    speedup, mean = 2 * np.exp(ratio**2 / 2), np.exp((COST**2 + shared**2 + own**2 + noise**2) / 2)
-    hits, rng = [], np.random.default_rng(1)
-    for repeats in (3, 5, 10):
-        for batches in (8, 16, 40):
-            for _ in range(200):
-                base, other = draw(rng, repeats, batches, REGIMES[regime])
-                if of == "speedup":
-                    found, truth = stats.speedup_interval(base, other, True, 0, 499), speedup
-                else:
-                    found, truth = stats.mean_interval(other, True, 0, 499), mean
-                hits.append(found.low <= truth <= found.high)
-    assert 0.93 <= np.mean(hits) <= 0.97
+@pytest.mark.parametrize("regime", HELD)
+def test_95_percent_intervals_cover_93_to_97_percent(regime: str) -> None:
+    rng = np.random.default_rng(1)
+    sizes = [(repeats, batches) for repeats in REPEATS for batches in BATCHES]
+    found = np.array([coverage(REGIMES[regime], *size, 200, rng) for size in sizes])
+    assert (found.mean(0) >= 0.93).all()
+    assert (found.mean(0) <= 0.97).all()
+    assert (found >= 0.90).all(), "a size of its own covers too seldom"
 
 
 def test_a_method_against_itself_is_called_different_in_at_most_5_percent() -> None:
     rng = np.random.default_rng(2)
     for drift in (0.0, 0.01):
-        pairs = [draw(rng, 5, 16, (0.0, 0.02, drift, 0.03)) for _ in range(600)]
+        pairs = [draw(rng, 5, 16, (0.4, 0.0, 0.02, drift, 0.03, 0.0)) for _ in range(600)]
         found = [stats.speedup_interval(base / 2, other, True, 0, 499).verdict() for base, other in pairs]
         assert np.mean([verdict != "inconclusive" for verdict in found]) <= 0.05
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,6 +23,7 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 DRAFT = ".tmp-"  # how names begin of what is not finished
 REPLACE_ATTEMPTS = 20
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
 
 
@@ -227,7 +229,7 @@ def _write(record: Record, results_dir: Path) -> Path:
         draft.mkdir(parents=True)
         for name, text in files.items():
             with (draft / name).open("w", encoding="utf-8") as file:
-                file.write(text)
+                file.write(_without_secrets(text))
                 file.flush()
                 os.fsync(file.fileno())
         for attempt in range(REPLACE_ATTEMPTS):
@@ -300,6 +302,15 @@ def sample_row(repeat: int, place: int, batch: int, numbers: Mapping[str, int], 
         "host_seconds": host_seconds,
         **{f"{name}_s": phases.get(name) for name in phase_names},
     }
+
+
+def _without_secrets(text: str) -> str:
+    """Records are there to be shared: no home folder (and so no user's name), no token of a hub."""
+    home = str(Path.home())
+    if len(home) > 1:
+        text = text.replace(home + os.sep, "~" + os.sep).replace(home, "~")
+    text = re.sub(r"/(home|Users)/[^/\s\"']+", "~", text)
+    return TOKEN.sub("hf_(removed)", text)
 
 
 def _plain(value: Any) -> Any:

@@ -86,7 +86,7 @@ def validity(rows: Sequence[Row]) -> list[str]:
     """Which rows are VALID, and which are not and why; nothing of records that were written without this verdict."""
     judged = [row for row in rows if row.valid is not None]
     lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
-    if fine := [label(row) for row in judged if row.valid]:
+    if fine := list(dict.fromkeys(label(row) for row in judged if row.valid)):
         lines.append(f"VALID: {', '.join(fine)}")
     return lines
 
