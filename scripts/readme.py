@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.measure.records import COLUMNS, Record  # noqa: E402
+from src.measure.records import Record  # noqa: E402
+from src.measure.row import COLUMNS  # noqa: E402
 from src.report import aggregate, tables  # noqa: E402
 
 README = ROOT / "README.md"
@@ -36,7 +37,14 @@ def measured(folder: str) -> str:
             for row in rows
         ]  # fmt: skip
         table = tables.markdown(header, body)
-        parts += [f"**{name}**", "", table, *tables.notes(rows), "", tables.provenance(groups[0]), ""]
+        notes = [line for line in tables.notes(rows) if not line.startswith(("VALID", "INVALID"))]
+        notes += [
+            f"INVALID: {tables.label(row)}, {row.metric} {row.protocol}: {row.invalid_reasons}"
+            for row in rows
+            if row.valid is False
+        ]
+        notes += ["VALID: all others" if any(row.valid is False for row in rows) else "VALID: all"]
+        parts += [f"**{name}**", "", table, *notes, "", tables.provenance(groups[0]), ""]
     return "\n".join(parts).rstrip()
 
 

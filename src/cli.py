@@ -76,6 +76,12 @@ def guarded(main: Callable[[], Any]) -> int:
         return int(main() or 0)
     except BAD_INPUT as error:
         return report(error)
+    except ValueError as error:
+        if "Config group override" not in str(error):  # what Hydra raises for scale=null
+            raise
+        return report(
+            UserError("settings", "a group cannot be set to null", "leave it out, or take it out with ~group")
+        )
     except KeyboardInterrupt:
         print("\nstopped; what was recorded is kept, and the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -27,7 +27,8 @@ from omegaconf import OmegaConf
 from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, report, warn
 from src.config import Config, as_dict
 from src.measure import records
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 
 EXIT_CRASHED = 70
 OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input

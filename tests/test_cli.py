@@ -81,6 +81,7 @@ BAD_INPUT = [
     ("dataset=file dataset.source=file dataset.path={tmp}/words.txt", "words.txt sha256:"),
     ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
     ("results_dir=/proc/results", "results_dir: cannot write to '/proc/results'"),
+    ("scale=null", "settings: a group cannot be set to null; leave it out"),
     ("nonsense", "nonsense: arguments have the form setting=value"),
 ]  # fmt: skip
 

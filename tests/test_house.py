@@ -15,7 +15,8 @@ import yaml
 from conftest import FAMILIES, ROOT
 
 from src.config import CONFIG_DIR, METHODS, compose
-from src.measure.records import COLUMNS, Record
+from src.measure.records import Record
+from src.measure.row import COLUMNS
 from src.prefill import methods, packing
 from src.workload.prompts import PROFILE_DIR
 

@@ -19,6 +19,7 @@ from src import hub, run
 from src.config import Config
 from src.measure import records
 from src.measure.records import Record
+from src.measure.row import Row
 
 APART = [*TINY_OVERRIDES, "isolate=true"]
 Call = Callable[..., tuple[int, str, str]]
@@ -47,7 +48,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     raise AssertionError("it did not come about in time")
 
 
-def rows(results: Path) -> dict[str, records.Row]:
+def rows(results: Path) -> dict[str, Row]:
     found = list(records.read_all(results))
     assert len(found) == len({record.row.run_id for _, record in found}) == len(list(results.rglob("record.json")))
     return {record.row.run_id: record.row for _, record in found}

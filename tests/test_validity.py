@@ -12,7 +12,8 @@ import pytest
 
 from src.measure import records, runner
 from src.measure.memory import Peak
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 from src.measure.validity import Evidence, invalid_reasons
 from src.report.tables import comparison_table, notes
 

@@ -13,7 +13,8 @@ from src import stats
 from src.config import Config, as_dict, config_hash
 from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 from src.measure.sampler import Usage
 from src.measure.validity import Evidence, invalid_reasons
 from src.prefill.methods import PHASES

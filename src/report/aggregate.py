@@ -10,7 +10,8 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from src.measure.records import COLUMNS, Record, read_all
+from src.measure.records import Record, read_all
+from src.measure.row import COLUMNS
 from src.measure.summary import BASELINE, add_speedup
 
 # Rows with equal values here measured the same thing by different methods.

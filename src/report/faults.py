@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.config import QUIRKS
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 from src.report.tables import label, markdown
 
 FIGURES = {

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 from src.report.tables import UNITS, label, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from src.measure.records import Record, Row
+from src.measure.records import Record
+from src.measure.row import Row
 from src.prefill.methods import PHASES
 
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
