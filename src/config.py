@@ -217,7 +217,7 @@ def check(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
-    if config.timeout_s is not None and config.timeout_s <= 0:
+    if config.timeout_s is not None and not config.timeout_s > 0:
         raise UserError("timeout_s", f"{config.timeout_s:g} s", "give seconds above 0, or null for no limit")
     if not config.isolate and (config.timeout_s or config.memory_limit_mb):
         setting = "timeout_s" if config.timeout_s else "memory_limit_mb"

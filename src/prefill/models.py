@@ -69,7 +69,7 @@ def find_model(model: ModelConfig) -> ModelSource:
     try:
         config = AutoConfig.for_model(family, **shape)
     except Exception as error:  # transformers validates shapes with exceptions of several kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:200]  # its first line alone names only the rule
         raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
     return _checked(ModelSource(config, "random", f"random, shape {model.name}", None, None))
 
