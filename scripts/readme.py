@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.measure.records import Record  # noqa: E402
 from src.measure.row import COLUMNS  # noqa: E402
+from src.prefill.methods import METHODS  # noqa: E402
 from src.report import aggregate, tables  # noqa: E402
 
 README = ROOT / "README.md"
@@ -30,7 +31,7 @@ def measured(folder: str) -> str:
     for name, groups in workloads.items():
         rows = [record.row for group in groups for record in group]
         body = [
-            [tables.label(row) + (" *" if row.method == "length-ordered" else ""), row.metric, row.protocol]
+            [tables.label(row) + (" *" if METHODS[row.method].needs_dataset else ""), row.metric, row.protocol]
             + ([f"{row.seconds_per_batch_mean:.3f}", f"{row.seconds_per_batch_std:.3f}", tables.speedup(row),
                 f"{row.padding_ratio:.2f}", f"{row.peak_memory_mb:.0f}", f"{row.max_utilization_pct:.0f}",
                 f"{row.mean_utilization_pct:.0f}"] if row.status == "ok" else [row.status, *[""] * 6])

@@ -20,7 +20,7 @@ from src.cli import UserError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
-METHODS = ("full-batching", "length-ordered", "prepacking")
+METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free")
 REFERENCE = "reference"
 QUIRKS = {
     "no-sync": "the clock is read without waiting for the device",
@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("prefill", "ttft"),
     "protocol": ("paper", "modern"),
     "packing": ("ffd", "binpacking", "optimal"),
+    "forward": ("fused", "transformers"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "loadbit": ("none", "4", "8"),
     "model.weights": ("auto", "hub", "random"),
@@ -83,6 +84,9 @@ class Config:
     metric: str = "prefill"
     protocol: str = "modern"
     packing: str = "ffd"
+    forward: str = "fused"
+    max_tokens_per_forward: int | None = 32768
+    ideal: bool = True
     batch_size: int = 64
     num_prompts: int = 1000
     repeats: int = 5
@@ -187,6 +191,7 @@ def check(config: Config) -> None:
         "metric": config.metric,
         "protocol": config.protocol,
         "packing": config.packing,
+        "forward": config.forward,
         "dtype": config.dtype,
         "loadbit": config.loadbit,
         "model.weights": config.model.weights,
@@ -206,6 +211,7 @@ def check(config: Config) -> None:
         _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
     for setting, number, least in (
         ("batch_size", config.batch_size, 1),
+        ("max_tokens_per_forward", config.max_tokens_per_forward, 1),
         ("num_prompts", config.num_prompts, 1),
         ("repeats", config.repeats, 1),
         ("max_repeats", config.max_repeats, 1),

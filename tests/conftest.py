@@ -20,9 +20,12 @@ from hypothesis import settings
 
 from src import cli
 from src.config import Config, ModelConfig, compose
+from src.measure import runner
 from src.measure.plan import prepare
 from src.measure.records import Record
 from src.measure.runner import run
+from src.measure.timer import NoTimer
+from src.prefill.methods import METHODS, How, Prefilled, make_engine
 from src.prefill.models import find_model, load_model
 
 settings.register_profile("project", deadline=None)  # two workers share two cores: a slow example is no failure
@@ -57,6 +60,7 @@ TINY_OVERRIDES = [
     "device=cpu",
     "isolate=false",  # in this process, unless a test is about the other
     "utilization_loop_s=0",
+    "ideal=false",
     "sampler_overhead_s=0",
 ]
 
@@ -75,6 +79,27 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **chan
 def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, TINY["vocab_size"], length, dtype=np.int64) for length in lengths]
+
+
+def carry(model: Any, prompts: Any, method: str = "prepacking", timer: Any = None, **how: Any) -> Prefilled:
+    """One batch, carried by a method."""
+    return make_engine(model, METHODS[method], How(**how)).prefill(prompts, timer or NoTimer())
+
+
+def fail_for(method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, when: str = "timed") -> None:
+    """Have a method raise where it is timed, or where it is verified (which asks for first tokens)."""
+    real = runner.make_engine
+
+    def make(model: Any, which: Any, how: Any) -> Any:
+        def failing(*_: Any) -> Any:
+            raise error
+
+        engine = real(model, which, how)
+        if which.name == method and (how.metric == "ttft") == (when == "verified"):
+            engine.prefill = failing
+        return engine
+
+    monkeypatch.setattr(runner, "make_engine", make)
 
 
 @pytest.fixture

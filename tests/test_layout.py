@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from src.prefill.attention import independent_mask
 from src.prefill.cache import unpack
-from src.prefill.layout import Layout, left_padded, packed
+from src.prefill.layout import Layout, left_padded, packed, right_padded
 from src.prefill.packing import first_fit_decreasing
 
 lengths_of_a_batch = st.lists(st.integers(1, 25), min_size=1, max_size=12)
@@ -23,7 +23,7 @@ def lay_packed(lengths: list[int]) -> tuple[list[np.ndarray], Layout]:
 @given(lengths=lengths_of_a_batch)
 def test_every_layout_gives_each_prompt_back_with_positions_from_zero(lengths: list[int]) -> None:
     prompts, in_bins = lay_packed(lengths)
-    for layout in (in_bins, left_padded(prompts)):
+    for layout in (in_bins, left_padded(prompts), right_padded(prompts)):
         for number, prompt in enumerate(prompts):
             span = (layout.row[number], slice(layout.start[number], layout.start[number] + layout.length[number]))
             assert layout.token_ids[span].tolist() == prompt.tolist()

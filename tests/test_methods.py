@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, draw_prompts, tiny_model
+from conftest import FAMILIES, carry, draw_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.measure.timer import NoTimer
 from src.measure.verify import verify
-from src.prefill import methods
+from src.prefill import attention, modern, published
 from src.prefill.cache import new_cache
-from src.prefill.methods import METHODS, prefill_batch
+from src.prefill.layout import Layout
+from src.prefill.methods import METHODS, How, dataset_bins, make_engine
 from src.prefill.packing import PACKINGS, first_fit_decreasing
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
@@ -37,16 +37,16 @@ def alone(model: Any, prompt: np.ndarray) -> tuple[torch.Tensor, Any]:
         return model(torch.from_numpy(prompt)[None], past_key_values=cache).logits[0, -1], cache
 
 
-def assert_as_alone(model: Any, lengths: list[int], method: str, protocol: str, packing: str = "ffd") -> None:
+def assert_as_alone(model: Any, lengths: list[int], method: str, protocol: str, **how: Any) -> None:
     prompts = draw_prompts(lengths, seed=len(lengths))
-    done = prefill_batch(model, prompts, METHODS[method], protocol, "ttft", PACKINGS[packing], NoTimer())
+    done = carry(model, prompts, method, protocol=protocol, **how)
     for number, prompt in enumerate(prompts):
         logits, cache = alone(model, prompt)
         assert torch.allclose(done.logits[number], logits, atol=2e-4, rtol=1e-4)
         assert done.first_tokens[number] == int(logits.argmax())
         for ours, theirs in zip(done.cache.layers, cache.layers, strict=True):
             for name in ("keys", "values"):
-                have = getattr(ours, name)[number, :, -len(prompt) :]
+                have = getattr(ours, name)[number][:, done.mask[number].bool()][:, : len(prompt)]
                 assert torch.allclose(have, getattr(theirs, name)[0], atol=2e-4, rtol=1e-4)
 
 
@@ -60,22 +60,29 @@ def test_each_method_gives_what_prompts_alone_give(case: str, family: str, metho
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
 def test_any_packing_serves(packing: str) -> None:
-    assert_as_alone(MODELS["llama"], EDGES["uneven"], "prepacking", "modern", packing)
+    assert_as_alone(MODELS["llama"], EDGES["uneven"], "prepacking", "modern", pack=PACKINGS[packing])
 
 
 @settings(deadline=None, max_examples=40)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=10), family=st.sampled_from(sorted(FAMILIES)),
-       protocol=st.sampled_from(["paper", "modern"]))  # fmt: skip
-def test_prepacking_of_any_lengths(lengths: list[int], family: str, protocol: str) -> None:
-    assert_as_alone(MODELS[family], lengths, "prepacking", protocol)
+       method=st.sampled_from(["prepacking", "padding-free", "full-batching"]),
+       forward=st.sampled_from(["fused", "transformers"]), max_tokens=st.none() | st.integers(1, 60))  # fmt: skip
+def test_any_lengths(lengths: list[int], family: str, method: str, forward: str, max_tokens: int | None) -> None:
+    assert_as_alone(MODELS[family], lengths, method, "modern", forward=forward, max_tokens=max_tokens)
 
 
+@settings(deadline=None, max_examples=15)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=10), family=st.sampled_from(sorted(FAMILIES)))
+def test_prepacking_of_any_lengths_as_published(lengths: list[int], family: str) -> None:
+    assert_as_alone(MODELS[family], lengths, "prepacking", "paper")
+
+
+@pytest.mark.parametrize("method", ["prepacking", "padding-free", "full-batching"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_generation_continues_from_the_unpacked_cache(family: str) -> None:
+def test_generation_continues_from_the_unpacked_cache(family: str, method: str) -> None:
     model, prompts = MODELS[family], draw_prompts(EDGES["uneven"])
-    done = prefill_batch(model, prompts, METHODS["prepacking"], "modern", "ttft", first_fit_decreasing, NoTimer())
-    longest = max(map(len, prompts))
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * (len(p) + 1) for p in prompts])
+    done = carry(model, prompts, method)
+    mask = torch.cat([done.mask, done.mask.new_ones(len(prompts), 1)], dim=1)
     new = model.generate(
         input_ids=torch.tensor(done.first_tokens)[:, None], attention_mask=mask, past_key_values=done.cache,
         max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None,
@@ -99,16 +106,18 @@ def test_phases_and_results_are_those_of_the_protocol(method: str, protocol: str
             laps.append(phase)
 
     prompts = draw_prompts(EDGES["uneven"])
-    done = prefill_batch(MODELS["llama"], prompts, METHODS[method], protocol, metric, first_fit_decreasing, Timer())
-    packs, paper = method == "prepacking", protocol == "paper"
-    unpacks = packs and (not paper or metric == "ttft")
-    assert laps == ["plan", "transfer", "forward", *["unpack"] * unpacks, *["decode"] * (metric == "ttft")]
+    done = carry(MODELS["llama"], prompts, method, Timer(), metric=metric, protocol=protocol)
+    packs, paper = METHODS[method].packs, protocol == "paper"
+    unpacking = ["unpack"] * (packs and metric == "ttft") if paper else ["unpack", "forward"] * (packs * 2)
+    assert laps == ["plan", "transfer", "forward", *unpacking, *["decode"] * (metric == "ttft")]
     assert (done.first_tokens is None) == (metric == "prefill")
     assert (done.logits is None) == (packs and paper and metric == "prefill")
     lengths = EDGES["uneven"]
     if not packs:
         assert done.computed_tokens == len(lengths) * max(lengths)
         assert done.rows == len(lengths)
+    elif method == "padding-free" and not paper:
+        assert (done.rows, done.computed_tokens) == (1, sum(lengths))
     else:
         # The paper's prepacking leaves each last token out, and computes it in the decode step of TTFT.
         assert done.rows < len(lengths)
@@ -123,7 +132,7 @@ def test_logits_are_computed_everywhere_under_paper_and_at_last_tokens_under_mod
     prompts = draw_prompts([5, 2, 3])
     for protocol in ("paper", "modern"):
         for method in ("full-batching", "prepacking"):
-            prefill_batch(model, prompts, METHODS[method], protocol, "prefill", first_fit_decreasing, NoTimer())
+            carry(model, prompts, method, metric="prefill", protocol=protocol)
     hook.remove()
     # Padded: 3 rows of 5. Packed: [5], [2, 3] less the last tokens is 2 rows of 4. Modern: 3 last tokens each.
     assert seen == [15, 8, 3, 3]
@@ -133,46 +142,112 @@ def break_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     def causal_only(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
         return torch.ones(len(segments), 1, segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
 
-    monkeypatch.setattr(methods, "independent_mask", causal_only)
+    monkeypatch.setattr(published, "independent_mask", causal_only)
+    real = attention.plan_segments
+
+    def whole_rows(starts: Any, lengths: Any, tokens: int, window: Any, kernel: str) -> Any:
+        return real(np.array([0]), np.array([tokens]), tokens, window, kernel)
+
+    monkeypatch.setattr(modern, "plan_segments", whole_rows)
 
 
 def break_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = methods.packed
+    real = modern.packed
 
     def running_positions(prompts: Any, bins: Any) -> Any:
         layout = real(prompts, bins)
         layout.positions[:] = np.arange(layout.positions.shape[1])
         return layout
 
-    monkeypatch.setattr(methods, "packed", running_positions)
+    monkeypatch.setattr(published, "packed", running_positions)
+    monkeypatch.setattr(modern, "packed", running_positions)
 
 
 def break_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = methods.unpack
-    monkeypatch.setattr(methods, "unpack", lambda cache, row, start, length: real(cache, row, 0 * start, length))
+    real, place = published.unpack, Layout.places
+    monkeypatch.setattr(published, "unpack", lambda cache, row, start, length: real(cache, row, 0 * start, length))
+    monkeypatch.setattr(Layout, "places", lambda self, *rest: np.roll(place(self, *rest), 1))
 
 
 @pytest.mark.parametrize("sabotage", [break_mask, break_positions, break_unpacking])
 @pytest.mark.parametrize("protocol", ["paper", "modern"])
 def test_verification_finds_what_is_wrong(sabotage: Any, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = MODELS["llama"], draw_prompts([9, 4, 3, 2, 8])
-    arguments = (model, [batch], METHODS["prepacking"], protocol, first_fit_decreasing, "none")
-    assert verify(*arguments).problem is None
+    engine = make_engine(model, METHODS["prepacking"], How(protocol=protocol))
+    assert verify(model, [(batch, None)], engine, "none").problem is None
     sabotage(monkeypatch)
-    assert "differ from the prompt run alone" in verify(*arguments).problem
+    assert "differ from the prompt run alone" in verify(model, [(batch, None)], engine, "none").problem
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80))
+def test_attention_calls_group_like_lengths_and_leave_nobody_out(lengths: list[int]) -> None:
+    groups = attention.groups_of(lengths)
+    assert sorted(member for group in groups for member in group) == list(range(len(lengths)))
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(attention.CALL_COSTS_PAIRS + len(p) * max(lengths[n] for n in p) ** 2 for p in parts)
+
+    assert cost(groups) <= min(cost([list(range(len(lengths)))]), cost([[n] for n in range(len(lengths))]))
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), batch_size=st.integers(1, 5))
+def test_dataset_bins_hold_each_prompt_once(lengths: list[int], batch_size: int) -> None:
+    batches, bins = dataset_bins(np.array(lengths), batch_size, first_fit_decreasing)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch, places in zip(batches, bins, strict=True):
+        assert len(places) <= batch_size
+        assert sorted(place for bin_ in places for place in bin_) == list(range(len(batch)))
+        assert max(sum(lengths[batch[place]] for place in bin_) for bin_ in places) <= max(lengths)
+
+
+def test_a_long_row_is_split_at_its_token_budget_and_a_longer_prompt_goes_alone() -> None:
+    prompts = draw_prompts([10, 5, 30, 2, 8, 10])
+    done = carry(MODELS["llama"], prompts, "padding-free", max_tokens=20)
+    assert done.rows == 3
+    assert done.computed_tokens == 65
+
+
+def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = attention.scaled_dot_product_attention
+
+    def watched(q: Any, k: Any, v: Any, attn_mask: Any = None, **rest: Any) -> Any:
+        seen.append(0 if attn_mask is None else attn_mask.numel())
+        return real(q, k, v, attn_mask=attn_mask, **rest)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
+    prompts = draw_prompts([60, 40, 3, 2])
+    for family, window in (("llama", 0), ("mistral", FAMILIES["mistral"]["sliding_window"])):
+        for forward in ("fused", "transformers"):
+            carry(MODELS[family], prompts, "padding-free", forward=forward)
+        assert max(seen) <= window * 2 * window
+        seen.clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["full-batching", "padding-free", "prepacking"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_each_method_is_right_on_a_gpu(family: str, method: str, dtype: torch.dtype) -> None:
+    model = tiny_model(family, dtype, initializer_range=0.05, head_dim=8).cuda()
+    engine = make_engine(model, METHODS[method], How())
+    assert ("variable-length" in engine.attention) == (dtype == torch.bfloat16)
+    assert verify(model, [(draw_prompts(EDGES["uneven"]), None)], engine, "none").problem is None
 
 
 def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = methods.prefill_batch
+    model, batch = MODELS["llama"], draw_prompts([9, 4])
+    engine = make_engine(model, METHODS["full-batching"], How())
+    real = engine.prefill
 
     def shifted(*arguments: Any) -> Any:
         done = real(*arguments)
         done.first_tokens[1] = (done.first_tokens[1] + 1) % 200
         return done
 
-    monkeypatch.setattr("src.measure.verify.prefill_batch", shifted)
-    model, batch = MODELS["llama"], draw_prompts([9, 4])
-    found = verify(model, [batch], METHODS["full-batching"], "modern", first_fit_decreasing, "none")
+    monkeypatch.setattr(engine, "prefill", shifted)
+    found = verify(model, [(batch, None)], engine, "none")
     assert "first token" in found.problem
 
 
@@ -180,6 +255,7 @@ def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch)
 def test_half_precision_passes_verification(dtype: torch.dtype) -> None:
     model = tiny_model("mistral", dtype, initializer_range=0.05)
     for method, protocol in itertools.product(METHODS.values(), ["paper", "modern"]):
-        found = verify(model, [draw_prompts([9, 4, 1, 7])], method, protocol, first_fit_decreasing, "none")
+        engine = make_engine(model, method, How(protocol=protocol))
+        found = verify(model, [(draw_prompts([9, 4, 1, 7]), None)], engine, "none")
         assert found.problem is None
         assert found.max_rel_diff < 0.05

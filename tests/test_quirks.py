@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from conftest import fail_for
 
 from src.config import QUIRKS, Config
-from src.measure import quirks, runner, summary
+from src.measure import quirks, summary
 from src.measure.plan import Plan, prepare
 from src.measure.records import Record
-from src.prefill import methods
 from src.report import aggregate
 from src.report.build import build
 from src.report.faults import faults_table
@@ -96,14 +95,7 @@ def test_last_run_only(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_failure_rows(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = methods.prefill_batch
-
-    def failing(model: Any, prompts: Any, method: Any, *rest: Any) -> Any:
-        if method.name == "full-batching":
-            raise torch.OutOfMemoryError("no room")
-        return real(model, prompts, method, *rest)
-
-    monkeypatch.setattr(runner, "prefill_batch", failing)
+    fail_for("full-batching", torch.OutOfMemoryError("no room"), monkeypatch)
     measure(ALL, "quirks=[no-failure-rows]")
     assert sorted(path.name.split("-mmlu")[0] for path in (tmp_path / "results").iterdir()) == [
         "length-ordered",

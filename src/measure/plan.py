@@ -18,12 +18,14 @@ from src.measure.memory import Peak
 from src.measure.records import Record
 from src.measure.sampler import Usage
 from src.measure.verify import Verification
-from src.prefill.methods import METHODS, Method, Pack, TokenIds
+from src.prefill.methods import METHODS, Engine, How, Method, Pack, TokenIds, dataset_bins
 from src.prefill.models import ModelSource, check_quantizable, find_model
-from src.prefill.packing import PACKINGS
+from src.prefill.packing import PACKINGS, Bins
 from src.workload.batches import Batch, fingerprint, shuffled_batches
 from src.workload.prompts import Prompts, load_prompts
 from src.workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
+
+IDEAL = Method("ideal", rows="batch")
 
 
 @dataclass
@@ -50,7 +52,10 @@ class Outcome:
 
     method: Method
     batches: list[Batch]
-    shapes: list[tuple[int, int]]  # rows and width of each batch's forward
+    shapes: list[tuple[int, int]]  # rows and width of each batch's forward, padding-free: as of equal prompts
+    bins: list[Bins] | None = None  # each batch's, where the whole dataset was packed
+    engine: Engine | None = None  # while a comparison runs
+    attention: str | None = None
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)
@@ -76,10 +81,22 @@ class Plan:
     outcomes: list[Outcome]
     workload_fingerprint: str
     results_dir: Path
+    ideal: Outcome | None = None  # a dense forward of as many useful tokens, timed beside the methods
     pack: Pack = field(init=False)
 
     def __post_init__(self) -> None:
         self.pack = PACKINGS[self.config.packing]
+
+    @property
+    def how(self) -> How:
+        """How batches are carried."""
+        c = self.config
+        return How(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward)
+
+    @property
+    def timed(self) -> list[Outcome]:
+        """The outcomes whose batches are timed, in turns."""
+        return [*self.outcomes, *([self.ideal] if self.ideal else [])]
 
     @property
     def quirks(self) -> tuple[str, ...]:
@@ -116,7 +133,7 @@ class Plan:
         """Estimated time of verification, warm-up and timed passes."""
         shape, c = estimate.Shape.of(self.source.config), self.config
         work = 0.0
-        for outcome in self.outcomes:
+        for outcome in self.timed:
             batches = list(zip(outcome.batches, outcome.shapes, strict=True))
             costs = [shape.operations(*size, self.logit_positions(*size, batch)) for batch, size in batches]
             work += (c.warmup + c.repeats) * sum(costs) + sum(sorted(costs)[-c.verify_batches :])
@@ -185,12 +202,23 @@ def prepare(config: Config) -> Plan:
         method, arriving = METHODS[name], shuffled
         if "own-shuffle" in active:
             arriving = shuffled_batches(len(lengths), config.batch_size, config.seed + 1 + place)
+        if method.packs_dataset:
+            batches, bins = dataset_bins(lengths, config.batch_size, pack)
+            shapes = [(len(each), int(lengths.max())) for each in bins]
+            outcomes.append(Outcome(method, batches, shapes, bins))
+            continue
         batches = method.batches(arriving, order_by, config.batch_size)
         outcomes.append(Outcome(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
+    ideal = None
+    if config.ideal and config.protocol == "modern":
+        ideal = Outcome(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
     records.check_writable(results_dir)
-    return Plan(config, device, dtype, source, prompts, outcomes, fingerprint(prompts.token_ids, shuffled), results_dir)
+    named = fingerprint(prompts.token_ids, shuffled)
+    return Plan(config, device, dtype, source, prompts, outcomes, named, results_dir, ideal)
 
 
 def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:
     longest = int(lengths.max())
+    if method.rows == "batch":
+        return len(lengths), -(-int(lengths.sum()) // len(lengths))
     return (len(pack(lengths.tolist(), longest)) if method.packs else len(lengths)), longest

@@ -6,6 +6,7 @@ import gc
 import itertools
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from src.cli import warn
 from src.config import as_dict
 from src.measure import estimate, machine, records
-from src.measure.memory import PeakMemory
+from src.measure.memory import PeakMemory, keep_freed_memory
 from src.measure.overhead import sampler_overhead
 from src.measure.plan import Outcome, Pass, Plan, UsageLoop
 from src.measure.records import Record
@@ -24,9 +25,9 @@ from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
-from src.prefill.methods import PHASES, prefill_batch
+from src.prefill.methods import PHASES, dataset_bins, make_engine
 from src.prefill.models import load_model
-from src.workload.batches import Batch
+from src.prefill.modern import Ideal
 
 
 def run(plan: Plan) -> list[Record]:
@@ -42,6 +43,8 @@ def run(plan: Plan) -> list[Record]:
         warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
         return found
     torch.manual_seed(plan.config.seed)
+    if plan.device.type == "cpu":
+        keep_freed_memory()
     counters, made = counters_for(plan.device), machine.manifest(plan.device)
     PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
     if not plan.config.rerun:
@@ -50,8 +53,15 @@ def run(plan: Plan) -> list[Record]:
     try:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
             model = load_model(plan.source, plan.device, plan.dtype, plan.config.loadbit, plan.config.seed)
-            _verify(plan, model)
-            _time(plan, model, counters)
+            if plan.ideal:
+                plan.ideal.engine = Ideal(model)
+            try:
+                _verify(plan, model)
+                _time(plan, counters)
+            finally:
+                for outcome in plan.timed:
+                    if outcome.engine:
+                        outcome.engine.close()
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
         for outcome in plan.outcomes:
             if outcome.status == "ok":
@@ -125,15 +135,21 @@ def _status(error: BaseException) -> tuple[str, str]:
 
 def _verify(plan: Plan, model: PreTrainedModel) -> None:
     """Check each method on its batches with the longest prompts; what is wrong is not measured."""
-    c = plan.config
+    c, lengths = plan.config, plan.prompts.lengths
     for outcome in plan.outcomes:
         if outcome.status != "ok":
             continue
-        hardest = np.argsort([-width for _, width in outcome.shapes], kind="stable")[: c.verify_batches]
+        longest = [-lengths[batch].max() for batch in outcome.batches]
+        hardest = np.argsort(longest, kind="stable")[: c.verify_batches]
         outcome.verified_batches = set(hardest.tolist())
-        chosen = [plan.token_ids(outcome.batches[index]) for index in hardest]
+        chosen = [
+            (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
+        ]
         try:
-            outcome.verification = verify(model, chosen, outcome.method, c.protocol, plan.pack, c.loadbit)
+            outcome.engine = make_engine(model, outcome.method, plan.how)
+            outcome.attention = outcome.engine.attention
+            asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
+            outcome.verification = verify(model, chosen, asked, c.loadbit)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             outcome.fail(*_status(error))
             continue
@@ -141,7 +157,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
             outcome.fail("incorrect", outcome.verification.problem)
 
 
-def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
+def _time(plan: Plan, counters: Counters) -> None:
     """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
 
     With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
@@ -149,7 +165,7 @@ def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
     """
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
     timer, memory = PhaseTimer(plan.device, "no-sync" not in plan.quirks), PeakMemory(plan.device)
-    batches = sum(len(outcome.batches) for outcome in plan.outcomes)
+    batches = sum(len(outcome.batches) for outcome in plan.timed)
     bar = tqdm(
         total=(c.warmup + c.repeats) * batches,
         desc=f"{c.metric} {c.protocol}",
@@ -161,8 +177,8 @@ def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
         while (repeat := repeat + 1) < c.repeats or _go_on(plan, repeat):
             if repeat >= c.repeats:
                 bar.total += batches
-            for place, index in enumerate(rng.permutation(len(plan.outcomes))):
-                outcome = plan.outcomes[index]
+            for place, index in enumerate(rng.permutation(len(plan.timed))):
+                outcome = plan.timed[index]
                 if outcome.status != "ok":
                     continue
                 memory.reset()
@@ -170,7 +186,7 @@ def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
                 start = time.perf_counter()
                 try:
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
-                    samples = _timed_pass(plan, model, outcome, timer, bar, (repeat, place), skip)
+                    samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
                 except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
                     outcome.fail(*_status(error))
                     continue
@@ -181,7 +197,7 @@ def _time(plan: Plan, model: PreTrainedModel, counters: Counters) -> None:
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read()))
         for outcome in plan.outcomes:
             if outcome.passes and not all(done.usage.valid for done in outcome.passes):
-                outcome.loop = _utilization_loop(plan, model, outcome, timer, sampler)
+                outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
 
@@ -193,9 +209,7 @@ def _go_on(plan: Plan, done: int) -> bool:
     return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
 
 
-def _utilization_loop(
-    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, sampler: Sampler
-) -> UsageLoop | None:
+def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: Sampler) -> UsageLoop | None:
     """Run a method's batches on, untimed, until there are enough windows to believe utilization, within the limit.
 
     None where nothing was learned: loops are switched off, there is no counter to wait for, or the first batch failed.
@@ -205,8 +219,8 @@ def _utilization_loop(
         return None
     start, usage = time.perf_counter(), None
     try:
-        for batch in itertools.cycle(outcome.batches):
-            _timed_batch(plan, model, outcome, timer, batch)
+        for number in itertools.cycle(range(len(outcome.batches))):
+            _timed_batch(plan, outcome, timer, number)
             now = time.perf_counter()
             # The first window still averages over what ran before the loop.
             usage = sampler.usage(start + counters.window_s, now)
@@ -218,14 +232,19 @@ def _utilization_loop(
 
 
 def _timed_pass(
-    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int],
-    skip: set[int],
-) -> list[dict[str, Any]]:  # fmt: skip
-    samples = []
-    for number, batch in enumerate(outcome.batches):
+    plan: Plan, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int], skip: set[int]
+) -> list[dict[str, Any]]:
+    samples, share_s = [], 0.0
+    if outcome.bins and "untimed-packing" not in plan.quirks:
+        start = time.perf_counter()
+        dataset_bins(plan.prompts.lengths, plan.config.batch_size, plan.pack)
+        share_s = (time.perf_counter() - start) / len(outcome.batches)
+    for number in range(len(outcome.batches)):
         if number not in skip:
-            numbers, phases = _timed_batch(plan, model, outcome, timer, batch)
-            samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds, PHASES))
+            numbers, phases = _timed_batch(plan, outcome, timer, number)
+            if share_s:  # of packing the whole dataset, which every batch must have waited for
+                phases["plan"] += share_s
+            samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
         bar.update()
     return samples
 
@@ -233,13 +252,16 @@ def _timed_pass(
 def timed_seconds(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> list[float]:
     """Seconds of each batch of one pass over a method's batches, timed as in a comparison."""
     timer = PhaseTimer(plan.device)
-    return [sum(_timed_batch(plan, model, outcome, timer, batch)[1].values()) for batch in outcome.batches]
+    outcome.engine = outcome.engine or make_engine(model, outcome.method, plan.how)
+    return [sum(_timed_batch(plan, outcome, timer, number)[1].values()) for number in range(len(outcome.batches))]
 
 
 def _timed_batch(
-    plan: Plan, model: PreTrainedModel, outcome: Outcome, timer: PhaseTimer, batch: Batch
+    plan: Plan, outcome: Outcome, timer: PhaseTimer, number: int
 ) -> tuple[dict[str, int], dict[str, float]]:
     """What one batch computed, and the seconds of its phases."""
+    batch, engine = outcome.batches[number], outcome.engine
+    assert engine is not None
     c, prompts, token_ids = plan.config, plan.prompts, plan.token_ids(batch)
     # The authors time tokenization too; there is none where prompts are drawn from a length profile.
     timed_tokenizer = prompts.tokenizer if c.protocol == "paper" else None
@@ -251,7 +273,7 @@ def _timed_batch(
         timer.lap("tokenize")
     if "left-out-token" in plan.quirks and outcome.method.packs and c.metric == "prefill":
         token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]
-    done = prefill_batch(model, token_ids, outcome.method, c.protocol, c.metric, plan.pack, timer)
+    done = engine.prefill(token_ids, timer, outcome.bins[number] if outcome.bins else None)
     phases = timer.stop()
     if "untimed-packing" in plan.quirks and outcome.method.packs:
         del phases["plan"]

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from src import stats
 from src.config import Config, as_dict, config_hash
+from src.measure.estimate import Shape
 from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record
@@ -84,7 +86,7 @@ def precise(outcomes: list[Outcome], wanted: float) -> bool:
     going = [outcome for outcome in outcomes if outcome.passes]
     base = next((outcome for outcome in going if outcome.method.name == BASELINE), None)
     for outcome in going:
-        own, draws = seconds_of(outcome.passes), not outcome.method.orders_by_length
+        own, draws = seconds_of(outcome.passes), not outcome.method.needs_dataset
         if base is None or len(going) == 1:
             found = stats.mean_interval(own, draws)
         elif outcome is base:
@@ -114,7 +116,9 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: boo
         weights_source=plan.source.weights,
         metric=c.metric,
         protocol=c.protocol,
-        packing=c.packing if method.packs else None,
+        packing=c.packing if method.rows == "bin" else None,
+        forward=None if method.serves else "transformers" if c.protocol == "paper" else c.forward,
+        attention=outcome.attention,
         batch_size=c.batch_size,
         num_prompts=len(prompts.token_ids),
         num_batches=len(outcome.batches),
@@ -138,6 +142,7 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: boo
         _add_times(row, outcome)
         kept = outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes
         _add_memory(row, kept)
+        _add_overhead(row, plan, outcome)
         _add_usage(row, outcome, kept)
         _add_validity(row, outcome, tree_dirty)
         if "divide-twice" in plan.quirks:
@@ -145,14 +150,20 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: boo
         if baseline:
             repeats = min(len(baseline.passes), len(outcome.passes))
             base, own = seconds_of(baseline.passes)[:repeats], seconds_of(outcome.passes)[:repeats]
-            add_speedup(row, base, own, not method.orders_by_length and "own-shuffle" not in plan.quirks)
+            add_speedup(row, base, own, not method.needs_dataset and "own-shuffle" not in plan.quirks)
+        if plan.ideal and plan.ideal.passes:
+            repeats = min(len(plan.ideal.passes), len(outcome.passes))
+            base, own = seconds_of(plan.ideal.passes)[:repeats], seconds_of(outcome.passes)[:repeats]
+            found = stats.speedup_interval(base, own, not method.needs_dataset)
+            row.fraction_of_ideal = found.value
+            row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high = found.low, found.high
     return row
 
 
 def _add_times(row: Row, outcome: Outcome) -> None:
     seconds = seconds_of(outcome.passes)
     samples = outcome.passes[0].samples
-    mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.orders_by_length)
+    mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.needs_dataset)
     row.seconds_per_batch_mean = mean.value
     row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high = mean.low, mean.high
     row.intervals_rest_on_few, row.outlier_samples = mean.few, stats.outliers(seconds)
@@ -208,6 +219,25 @@ def _add_memory(row: Row, passes: list[Pass]) -> None:
     row.peak_memory_source = "torch allocated" if on_gpu else "process resident" if row.resident_peak_mb else None
     if on_gpu:
         row.nvml_process_memory_mb = _largest(done.usage.max_memory_mb for done in passes)
+
+
+def _add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
+    """Peak memory beside what a prefill must hold at its end: weights, every prompt's KV as delivered, logits."""
+    if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
+        return
+    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    weights = shape.bytes(0, 0, 0, size) / 2**20
+    if not plan.source.config.tie_word_embeddings:
+        weights += size * shape.vocabulary / 2**20
+    batches = zip(outcome.shapes, outcome.batches, strict=True)
+    held = max(
+        shape.bytes(len(batch), int(plan.prompts.lengths[batch].max()), plan.logit_positions(*rows_width, batch), size)
+        - shape.bytes(0, 0, 0, size)
+        for rows_width, batch in batches
+    )
+    row.must_hold_mb = weights + held / 2**20
+    rest = 0.0 if row.torch_peak_allocated_mb is not None else (row.resident_before_mb or 0.0) - weights
+    row.memory_overhead_pct = 100 * ((row.peak_memory_mb - rest) / row.must_hold_mb - 1)
 
 
 def _add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:

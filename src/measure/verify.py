@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from src.measure.timer import NoTimer
 from src.prefill.cache import new_cache
-from src.prefill.methods import Method, Pack, TokenIds, prefill_batch
+from src.prefill.methods import Engine, TokenIds
+from src.prefill.packing import Bins
 
 # Largest allowed norm of a layer's KV difference over the norm of the layer. A wrong mask or position gives about 1;
 # rounding gives 1e-6 in float32 and a few hundredths in bfloat16 after tens of layers. Quantized products round
@@ -33,22 +34,24 @@ class Verification:
 @torch.inference_mode()
 def verify(
     model: PreTrainedModel,
-    batches: Sequence[Sequence[TokenIds]],
-    method: Method,
-    protocol: str,
-    pack: Pack,
+    batches: Sequence[tuple[Sequence[TokenIds], Bins | None]],
+    engine: Engine,
     loadbit: str,
 ) -> Verification:
-    """Prefill ``batches`` with ``method`` and compare every prompt's first token and KV with the prompt run alone.
+    """Prefill ``batches`` with ``engine`` and compare every prompt's first token and KV with the prompt run alone.
+
+    The engine must have been made for the ttft metric. A serving engine that keeps its KV to itself is judged by its
+    first tokens.
 
     A first token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than
     the tolerance times their spread.
     """
     found = Verification()
     tolerance = max(TOLERANCE[model.dtype], QUANTIZED_TOLERANCE[loadbit])
-    for prompts in batches:
-        done = prefill_batch(model, prompts, method, protocol, "ttft", pack, NoTimer())
+    for prompts, bins in batches:
+        done = engine.prefill(prompts, NoTimer(), bins)
         assert done.first_tokens is not None
+        kept = done.cache.layers if done.cache else []
         for number, (ids, token) in enumerate(zip(prompts, done.first_tokens, strict=True)):
             alone = new_cache()
             logits = (
@@ -62,10 +65,11 @@ def verify(
                 .float()
             )
             found.prompts += 1
-            for layer, (ours, theirs) in enumerate(zip(done.cache.layers, alone.layers, strict=True)):
+            for layer, (ours, theirs) in enumerate(zip(kept, alone.layers, strict=False)):
                 for name in ("keys", "values"):
                     want = getattr(theirs, name)[0].float()
-                    have = getattr(ours, name)[number, :, -len(ids) :].float()
+                    start = int(done.mask[number].argmax()) if done.mask is not None else 0
+                    have = getattr(ours, name)[number, :, start : start + len(ids)].float()
                     difference = (have - want).abs()
                     relative = float((have - want).norm() / want.norm())
                     found.max_abs_diff = max(found.max_abs_diff, float(difference.max()))

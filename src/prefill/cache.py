@@ -1,6 +1,9 @@
-"""The packed KV into one cache per prompt: a batch cache, left-padded, that generation goes on from."""
+"""Keys and values into one cache per prompt: a padded batch cache that generation goes on from."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -12,6 +15,56 @@ def new_cache() -> DynamicCache:
     Built without the model's config on purpose: with it, a sliding-window model would trim a packed row to its window.
     """
     return DynamicCache()
+
+
+class CacheWriter:
+    """Writes keys and values, layer by layer as a forward computes them, into the padded cache of a batch.
+
+    Nothing is ever held packed and unpacked at once. Where each prompt had a row of its own already, a layer is one
+    copy, padded as the rows were; else its tokens are scattered, left-padded, into zeros (an empty tensor might hold
+    NaN, which a mask does not stop).
+
+    Args:
+        k, longest: prompts of the batch, tokens of the longest.
+        layers, kv_heads, head_dim: of the model.
+        laps: called with ``forward`` before and ``unpack`` after each scatter.
+    """
+
+    def __init__(
+        self, k: int, longest: int, layers: int, kv_heads: int, head_dim: int, laps: Callable[[str], object]
+    ) -> None:
+        self._shape = (k, longest, 2, kv_heads, head_dim)
+        self._lines: list[torch.Tensor | None] = [None] * layers
+        self._laps = laps
+        self.places: torch.Tensor | None = None  # int64 [tokens of the running forward]; None: rows as they are
+
+    @property
+    def spare(self) -> int:
+        """The place of what is padding in a packed row."""
+        return self._shape[0] * self._shape[1]
+
+    def keep(self, layer: int, kv: torch.Tensor) -> None:
+        """Take a layer's keys and values, [tokens, 2 * kv_heads * head_dim]; they are copied."""
+        if self.places is None:
+            self._lines[layer] = kv.clone(memory_format=torch.contiguous_format)
+            return
+        self._laps("forward")
+        line = self._lines[layer]
+        if line is None:
+            line = self._lines[layer] = kv.new_zeros(self.spare + 1, kv.shape[1])
+        line.index_copy_(0, self.places, kv)
+        self._laps("unpack")
+
+    def cache(self) -> DynamicCache:
+        """The batch's cache: per layer keys and values [k, kv_heads, longest, head_dim], views of what was written."""
+        found = new_cache()
+        for number, line in enumerate(self._lines):
+            assert line is not None
+            keys, values = line[: self.spare].view(self._shape).permute(2, 0, 3, 1, 4)
+            found.update(keys[:, :, :0], values[:, :, :0], number)  # makes the layer; an update with all would copy
+            layer: Any = found.layers[number]
+            layer.keys, layer.values = keys, values
+        return found
 
 
 @torch.inference_mode()

@@ -36,11 +36,37 @@ class Layout:
         """Token positions that pass through the model, pads included."""
         return self.token_ids.size
 
+    @property
+    def flat_start(self) -> Ints:
+        """int64 [k]; where each prompt begins when all rows stand in one line."""
+        return self.row * self.token_ids.shape[1] + self.start
+
+    def places(self, numbers: Ints, longest: int, spare: int) -> Ints:
+        """Where each position's keys and values go in the batch's cache of one left-padded row a prompt.
+
+        Args:
+            numbers: int64 [k], the place of each of this layout's prompts in the batch.
+            longest: columns of the cache.
+            spare: where pads go.
+
+        Returns:
+            int64 [rows * width], row * longest + column of the cache.
+        """
+        first = (numbers + 1) * longest - self.length
+        of_prompt = first[self.segments] + self.positions  # wrong on pads, where segments are -1
+        return np.where(self.segments >= 0, of_prompt, spare).ravel()
+
 
 def left_padded(prompts: Sequence[Ints]) -> Layout:
-    """One prompt a row, padded on the left to the longest: what full-batching computes."""
+    """One prompt a row, padded on the left to the longest: what full-batching computes in the paper's code."""
     lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
     return _lay(prompts, np.arange(len(prompts)), lengths.max() - lengths, int(lengths.max()))
+
+
+def right_padded(prompts: Sequence[Ints]) -> Layout:
+    """One prompt a row, padded on the right, where causality alone keeps pads from being seen: no mask is needed."""
+    lengths = [len(ids) for ids in prompts]
+    return _lay(prompts, np.arange(len(prompts)), np.zeros(len(prompts), dtype=np.int64), max(lengths))
 
 
 def packed(prompts: Sequence[Ints], bins: Bins) -> Layout:

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from src.prefill.attention import independent_mask
-from src.prefill.cache import new_cache, unpack
-from src.prefill.layout import Layout, left_padded, packed
-from src.prefill.packing import Bins
+from src.prefill.packing import Bins, first_fit_decreasing
 from src.workload.batches import Batch, length_ordered_batches
 
 PHASES = ("tokenize", "plan", "transfer", "forward", "unpack", "decode")
@@ -34,27 +31,81 @@ class Method:
     """A batching strategy.
 
     Attributes:
-        packs: prompts share rows (prepacking); else each has its own row, left-padded.
-        orders_by_length: an offline oracle, which needs the whole dataset before its first batch.
+        rows: what shares a row of the forward: ``prompt`` (each its own, padded), ``bin`` (packed to the longest
+            prompt), or ``batch`` (all prompts in one row, no padding).
+        needs_dataset: an offline oracle, which needs all prompts before its first batch, and so has batches of its own.
+        serves: a serving engine, which orders, batches and caches by rules of its own.
     """
 
     name: str
-    packs: bool = False
-    orders_by_length: bool = False
+    rows: str = "prompt"
+    needs_dataset: bool = False
+    serves: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether prompts share rows, so that their KV has to be unpacked."""
+        return self.rows != "prompt"
+
+    @property
+    def packs_dataset(self) -> bool:
+        """Whether all prompts are packed at once, so that a batch is as many bins as its size says."""
+        return self.rows == "bin" and self.needs_dataset
 
     def batches(self, shuffled: list[Batch], lengths: NDArray[np.int64], batch_size: int) -> list[Batch]:
-        """This method's batches over the dataset: the shuffled ones, unless it reorders."""
-        return length_ordered_batches(lengths, batch_size) if self.orders_by_length else shuffled
+        """This method's batches over the dataset: the shuffled ones, unless it needs the dataset to make its own."""
+        return length_ordered_batches(lengths, batch_size) if self.needs_dataset else shuffled
 
 
 METHODS = {
     method.name: method
     for method in (
         Method("full-batching"),
-        Method("length-ordered", orders_by_length=True),
-        Method("prepacking", packs=True),
+        Method("length-ordered", needs_dataset=True),
+        Method("prepacking", rows="bin"),
+        Method("dataset-prepacking", rows="bin", needs_dataset=True),
+        Method("padding-free", rows="batch"),
     )
 }
+
+
+def dataset_bins(lengths: NDArray[np.int64], batch_size: int, pack: Pack) -> tuple[list[Batch], list[Bins]]:
+    """Pack the whole dataset into bins as long as its longest prompt, ``batch_size`` bins a batch (the paper, 4.3).
+
+    Returns:
+        For each batch its prompts, and its bins as places within them.
+    """
+    batches, places = [], []
+    bins = pack(lengths.tolist(), int(lengths.max()))
+    for start in range(0, len(bins), batch_size):
+        members = bins[start : start + batch_size]
+        batches.append(np.concatenate([np.array(bin_, dtype=np.int64) for bin_ in members]))
+        ends = np.cumsum([len(bin_) for bin_ in members]).tolist()
+        places.append([list(range(end - len(bin_), end)) for bin_, end in zip(members, ends, strict=True)])
+    return batches, places
+
+
+@dataclass(frozen=True)
+class How:
+    """How a batch is carried, whatever the method.
+
+    Attributes:
+        metric: ``prefill`` or ``ttft``.
+        protocol: ``paper`` does what the authors' code does: the model's own forward with left padding and dense
+            masks, logits at every position; prepacking leaves out each prompt's last token, does not unpack for the
+            prefill metric, and for TTFT gets the first token from one further decode step. ``modern`` does identical
+            work for all methods: one forward without masks, logits at each prompt's last position, the first token
+            read from them, every prompt's KV in a padded cache.
+        pack: lengths and capacity to bins.
+        forward: ``fused`` or ``transformers``, of the modern protocol.
+        max_tokens: padding-free splits its row where it would be longer; None: never.
+    """
+
+    metric: str = "ttft"
+    protocol: str = "modern"
+    pack: Pack = first_fit_decreasing
+    forward: str = "fused"
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +113,9 @@ class Prefilled:
     """What a prefill leaves behind.
 
     Attributes:
-        cache: per layer keys and values [k, kv_heads, longest, head_dim], each prompt's last column at the right;
-            packed as the forward left it where the metric does not ask for unpacking (``paper`` prefill).
+        cache: per layer keys and values [k, kv_heads, longest, head_dim]; packed as the forward left it where the
+            metric does not ask for unpacking (``paper`` prefill); None where a serving engine keeps it to itself.
+        mask: int64 [k, longest], 1 where the cache holds a prompt's token; None where the cache is packed, or None.
         logits: [k, vocab] at each prompt's last token; None where the last token is left out (``paper`` prefill of
             prepacking).
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
@@ -71,116 +123,40 @@ class Prefilled:
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
     """
 
-    cache: DynamicCache
+    cache: DynamicCache | None
+    mask: torch.Tensor | None
     logits: torch.Tensor | None
     first_tokens: list[int] | None
     computed_tokens: int
     rows: int
 
 
-@torch.inference_mode()
-def prefill_batch(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], method: Method, protocol: str, metric: str, pack: Pack, t: Laps
-) -> Prefilled:
-    """Prefill one batch, ending every phase with ``t.lap``.
+class Engine(Protocol):
+    """What carries batches; made once for a method, verified, then timed.
 
-    ``paper`` does what the authors' code does: logits at every position; prepacking leaves out each prompt's last
-    token, does not unpack for the prefill metric, and for TTFT gets the first token from one further decode step.
-    ``modern`` does identical work for all: logits at each prompt's last position, the first token read from them, KV
-    unpacked where it was packed.
-
-    Args:
-        prompts: int64 [length] each, at least one token each.
-        metric: ``prefill`` or ``ttft``.
-        pack: lengths and capacity to bins.
+    Attributes:
+        attention: how attention is kept within prompts, in words.
     """
-    if method.packs and protocol == "paper":
-        return _prepack_as_published(model, prompts, metric, pack, t)
-    if method.packs:
-        lengths = [len(ids) for ids in prompts]
-        layout = packed(prompts, pack(lengths, max(lengths)))
-    else:
-        layout = left_padded(prompts)
-    t.lap("plan")
-    on_device = _to_device(layout, model.device)
-    t.lap("transfer")
-    cache = new_cache()
-    last = on_device.start + on_device.length - 1
-    if protocol == "paper":
-        logits = _forward(model, on_device, method.packs, cache, all_logits=True)[on_device.row, last]
-    else:
-        hidden = _forward(model, on_device, method.packs, cache, all_logits=False)
-        logits = model.get_output_embeddings()(hidden[on_device.row, last])
-    t.lap("forward")
-    if method.packs:
-        unpack(cache, on_device.row, on_device.start, on_device.length)
-        t.lap("unpack")
-    first_tokens = None
-    if metric == "ttft":
-        first_tokens = logits.argmax(-1).tolist()
-        t.lap("decode")
-    return Prefilled(cache, logits, first_tokens, layout.computed_tokens, len(layout.token_ids))
+
+    attention: str
+
+    def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
+        """Prefill one batch, ending every phase with ``t.lap``.
+
+        Args:
+            prompts: int64 [length] each, at least one token each.
+            bins: the batch's bins where the whole dataset was packed beforehand; None: the method packs.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        ...
 
 
-def _prepack_as_published(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], metric: str, pack: Pack, t: Laps
-) -> Prefilled:
-    lengths = [len(ids) for ids in prompts]
-    layout = packed([ids[:-1] for ids in prompts], pack(lengths, max(lengths)))
-    final = np.array([ids[-1] for ids in prompts], dtype=np.int64)
-    t.lap("plan")
-    on_device = _to_device(layout, model.device)
-    final_on_device = torch.from_numpy(final).to(model.device, non_blocking=True)
-    t.lap("transfer")
-    cache = new_cache()
-    if layout.computed_tokens:  # nothing is left of a batch of one-token prompts
-        _forward(model, on_device, True, cache, all_logits=True)
-    t.lap("forward")
-    computed, logits, first_tokens = layout.computed_tokens, None, None
-    if metric == "ttft":
-        mask = unpack(cache, on_device.row, on_device.start, on_device.length)
-        t.lap("unpack")
-        logits = model(
-            input_ids=final_on_device[:, None],
-            attention_mask=torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1),
-            position_ids=on_device.length[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        first_tokens = logits.argmax(-1).tolist()
-        computed += len(prompts)
-        t.lap("decode")
-    return Prefilled(cache, logits, first_tokens, computed, len(layout.token_ids))
+def make_engine(model: PreTrainedModel, method: Method, how: How) -> Engine:
+    """What carries batches by ``method``."""
+    from src.prefill.modern import Modern
+    from src.prefill.published import Published
 
-
-@dataclass(frozen=True)
-class _DeviceLayout:
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    segments: torch.Tensor
-    row: torch.Tensor
-    start: torch.Tensor
-    length: torch.Tensor
-
-
-def _to_device(layout: Layout, device: torch.device) -> _DeviceLayout:
-    arrays = (layout.token_ids, layout.positions, layout.segments, layout.row, layout.start, layout.length)
-    return _DeviceLayout(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
-
-
-def _forward(
-    model: PreTrainedModel, layout: _DeviceLayout, packs: bool, cache: DynamicCache, all_logits: bool
-) -> torch.Tensor:
-    """Logits [rows, width, vocab] or, without ``all_logits``, the last hidden states [rows, width, hidden]."""
-    if packs:
-        mask = independent_mask(layout.segments, getattr(model.config, "sliding_window", None))
-    else:
-        mask = (layout.segments >= 0).long()  # what a tokenizer's padding gives; the model makes its causal mask
-    inputs = {
-        "input_ids": layout.token_ids,
-        "attention_mask": mask,
-        "position_ids": layout.positions,
-        "past_key_values": cache,
-        "use_cache": True,
-    }
-    return model(**inputs).logits if all_logits else model.get_decoder()(**inputs).last_hidden_state
+    return Published(model, method, how) if how.protocol == "paper" else Modern(model, method, how)

@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from src.measure.records import Record, read_all
 from src.measure.row import COLUMNS
 from src.measure.summary import BASELINE, add_speedup
+from src.prefill.methods import METHODS
 
 # Rows with equal values here measured the same thing by different methods.
 SAME_COMPARISON = (
     "workload_fingerprint", "metric", "protocol", "model_detail", "batch_size", "num_prompts", "device_name", "dtype",
-    "loadbit", "quirks",
+    "loadbit", "quirks", "forward",
 )  # fmt: skip
-METHOD_ORDER = ("prepacking", "full-batching", "length-ordered")
+METHOD_ORDER = (
+    "padding-free", "prepacking", "full-batching", "length-ordered", "dataset-prepacking", "continuous-batching",
+    "vllm",
+)  # fmt: skip
 
 
 def comparisons(results_dir: Path) -> list[list[Record]]:
@@ -59,7 +63,7 @@ def _fill_speedups(methods: dict[str, tuple[Path, Record]]) -> None:
         if row.status == "ok" and row.speedup_over_full_batching is None:
             own = read_seconds(path)
             repeats = min(len(base), len(own))
-            add_speedup(row, base[:repeats], own[:repeats], same_batches=row.method != "length-ordered")
+            add_speedup(row, base[:repeats], own[:repeats], same_batches=not METHODS[row.method].needs_dataset)
 
 
 def read_seconds(folder: Path) -> NDArray[np.float64]:

@@ -24,6 +24,10 @@ STYLE: dict[str, dict[str, Any]] = {
     "prepacking": {"color": "#0072B2", "hatch": ""},
     "full-batching": {"color": "#E69F00", "hatch": "//"},
     "length-ordered": {"color": "#009E73", "hatch": ".."},
+    "padding-free": {"color": "#56B4E9", "hatch": "\\\\"},
+    "dataset-prepacking": {"color": "#CC79A7", "hatch": "xx"},
+    "continuous-batching": {"color": "#D55E00", "hatch": "--"},
+    "vllm": {"color": "#F0E442", "hatch": "++"},
 }
 FORMATS = ("png", "svg")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from src.measure.records import Record
 from src.measure.row import Row
-from src.prefill.methods import PHASES
+from src.prefill.methods import METHODS, PHASES
 
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
@@ -53,7 +53,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
         weak = "" if row.utilization_valid else " †"
         body.append(
             [
-                label(row) + (" *" if row.method == "length-ordered" else ""),
+                label(row) + (" *" if METHODS[row.method].needs_dataset else ""),
                 _number(row.seconds_per_batch_mean, 3) + few,
                 _number(row.max_utilization_pct, 1) + weak,
                 _number(row.peak_memory_mb, 0),
@@ -70,7 +70,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What must stand below a table of these rows."""
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
-    if any(row.method == "length-ordered" for row in rows):
+    if any(METHODS[row.method].needs_dataset for row in rows):
         lines.append(
             f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first "
             "batch; its interval covers repeats only"
@@ -78,7 +78,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
-        lines.append("‡ its intervals rest on fewer than 5 batches (length-ordered: repeats)")
+        lines.append("‡ its intervals rest on fewer than 5 batches (offline methods: repeats)")
     lines += validity(rows)
     return ["", *lines] if lines else []
 

@@ -1,0 +1,161 @@
+"""The ``modern`` protocol: the same maskless forward for every method, which then differ in the tokens they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from src.prefill import attention
+from src.prefill.attention import Segments, plan_segments
+from src.prefill.cache import CacheWriter, new_cache
+from src.prefill.forward import FusedForward, OwnForward
+from src.prefill.layout import Layout, packed, right_padded
+from src.prefill.methods import How, Laps, Method, Prefilled, TokenIds
+from src.prefill.packing import Bins
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one forward computes: all of a batch, or the part of it that keeps a row within its token budget.
+
+    Attributes:
+        token_ids, positions: int64 [rows, width].
+        last: int64 [prompts], flat place of each prompt's last token.
+        places: int64 [rows * width], where keys and values go in the batch's cache; None where it is the rows.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    segments: Segments
+    last: torch.Tensor
+    places: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Piece:
+        """A copy on the device, from pinned memory where that is a GPU; transfers do not wait."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        return Piece(
+            move(self.token_ids),
+            move(self.positions),
+            self.segments.to(device),
+            move(self.last),
+            None if self.places is None else move(self.places),
+        )
+
+
+class Modern:
+    """No mask, logits at last positions only, every prompt's KV in a padded cache.
+
+    Padded methods leave it right-padded, as their rows are, with one exception: generation counts a sliding window in
+    columns of the cache, so that a window needs left padding. Methods that pack always unpack into left padding.
+    """
+
+    def __init__(self, model: PreTrainedModel, method: Method, how: How) -> None:
+        self._model, self._method, self._how = model, method, how
+        self._forward = FusedForward.of(model) if how.forward == "fused" else OwnForward(model)
+        self._kernel = attention.pick_kernel(model.device, model.dtype)
+        rows = "right-padded, no mask" if not method.packs else "no mask, by segment"
+        self.attention = f"{rows}, {'variable-length kernel' if self._kernel == 'varlen' else 'SDPA'}"
+        self._window = getattr(model.config, "sliding_window", None)
+        self._scatters = method.packs or self._window is not None
+
+    def close(self) -> None:
+        """Nothing is held that the model does not hold."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
+        """One batch, as ``Engine.prefill`` says."""
+        lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+        k, longest, forward = len(prompts), int(lengths.max()), self._forward
+        writer = CacheWriter(k, longest, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
+        layouts = self._layouts(prompts, lengths, bins)
+        pieces = [self._piece(layout, numbers, longest, writer.spare) for layout, numbers in layouts]
+        t.lap("plan")
+        device = self._model.device
+        pieces = [piece.to(device) for piece in pieces]
+        column = np.arange(longest)
+        kept = column >= longest - lengths[:, None] if self._scatters else column < lengths[:, None]
+        mask = kept.astype(np.int64)
+        mask_on_device = torch.from_numpy(mask).to(device, non_blocking=True)
+        t.lap("transfer")
+        hidden = []
+        for piece in pieces:
+            writer.places = piece.places
+            hidden.append(forward(piece.token_ids, piece.positions, piece.segments, piece.last, writer.keep))
+        logits, cache = self._model.get_output_embeddings()(torch.cat(hidden)), writer.cache()
+        t.lap("forward")
+        first_tokens = None
+        if self._how.metric == "ttft":
+            first_tokens = logits.argmax(-1).tolist()
+            t.lap("decode")
+        computed = sum(layout.computed_tokens for layout, _ in layouts)
+        rows = sum(len(layout.token_ids) for layout, _ in layouts)
+        return Prefilled(cache, mask_on_device, logits, first_tokens, computed, rows)
+
+    def _layouts(
+        self, prompts: Sequence[TokenIds], lengths: np.ndarray, bins: Bins | None
+    ) -> list[tuple[Layout, np.ndarray]]:
+        """Layouts in the order in which they are computed, each with the numbers of its prompts."""
+        everyone = np.arange(len(prompts))
+        if not self._method.packs:
+            return [(right_padded(prompts), everyone)]
+        if self._method.rows == "bin":
+            return [(packed(prompts, bins or self._how.pack(lengths.tolist(), int(lengths.max()))), everyone)]
+        # In their order, a row being ended where the next prompt would not fit. A longer prompt has a row alone.
+        limit, parts, held = self._how.max_tokens, [[0]], 0
+        for number, length in enumerate(lengths.tolist()):
+            if limit is not None and number and held + length > limit:
+                parts.append([])
+                held = 0
+            if number:
+                parts[-1].append(number)
+            held += length
+        return [(packed([prompts[n] for n in part], [list(range(len(part)))]), np.array(part)) for part in parts]
+
+    def _piece(self, layout: Layout, numbers: np.ndarray, longest: int, spare: int) -> Piece:
+        rows, width = layout.token_ids.shape
+        packs = self._method.packs
+        starts, spans = (layout.flat_start, layout.length) if packs else (np.arange(rows) * width, np.full(rows, width))
+        order = np.argsort(starts)
+        return Piece(
+            torch.from_numpy(layout.token_ids),
+            torch.from_numpy(layout.positions),
+            plan_segments(starts[order], spans[order], rows * width, self._window, self._kernel),
+            torch.from_numpy(layout.flat_start + layout.length - 1),
+            torch.from_numpy(layout.places(numbers, longest, spare)) if self._scatters else None,
+        )
+
+
+class Ideal:
+    """What could be hoped for: the model's own dense forward over as many useful tokens, in prompts of equal length.
+
+    The tokens of a batch as k prompts of ceil(L / k), without padding or mask, logits at their last positions.
+    """
+
+    attention = "no mask"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
+        """One batch of equal prompts, as ``Engine.prefill`` says."""
+        k, useful = len(prompts), np.concatenate(prompts)
+        rows = torch.from_numpy(np.resize(useful, (k, -(-len(useful) // k))))
+        t.lap("plan")
+        rows = rows.to(self._model.device)
+        t.lap("transfer")
+        cache = new_cache()
+        hidden = self._model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True).last_hidden_state
+        logits = self._model.get_output_embeddings()(hidden[:, -1])
+        t.lap("forward")
+        return Prefilled(cache, None, logits, None, rows.numel(), k)
