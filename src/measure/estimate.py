@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ import torch
 from transformers import PretrainedConfig
 
 REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
-PROBE_SIZE = {"cpu": 1024, "cuda": 8192}
+SMALLEST_PRODUCT = 128
+LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}
+PRODUCTS = 5  # of each size
+PRODUCT_SECONDS = 0.8
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Shape:
     Attributes:
         layer_parameters: weights of all layers; vocabulary: hidden size times vocabulary; attention: layers times
             the heads' total width; kv_width: keys and values of one token, elements over all layers.
+        layers: their number; kv_parameters: weights of one layer's key and value projections; tied: the head is the
+        embedding; window: keys that a query sees at most (infinite where it sees all before it).
     """
 
     layer_parameters: int
@@ -26,6 +32,10 @@ class Shape:
     vocab_size: int
     attention: int
     kv_width: int
+    layers: int
+    kv_parameters: int
+    tied: bool
+    window: float
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Shape:
@@ -33,13 +43,18 @@ class Shape:
         hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        per_layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * config.intermediate_size
+        kv = 2 * hidden * head_dim * kv_heads
+        per_layer = 2 * hidden * head_dim * heads + kv + 3 * hidden * config.intermediate_size
         return cls(
             layer_parameters=layers * per_layer,
             vocabulary=hidden * config.vocab_size,
             vocab_size=config.vocab_size,
             attention=layers * heads * head_dim,
             kv_width=2 * layers * kv_heads * head_dim,
+            layers=layers,
+            kv_parameters=kv,
+            tied=bool(config.tie_word_embeddings),
+            window=getattr(config, "sliding_window", None) or math.inf,
         )
 
     def operations(self, rows: int, width: int, logit_positions: int) -> float:
@@ -58,19 +73,33 @@ class Shape:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a square matrix product, the best of five."""
-    size = PROBE_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
+    """Floating-point operations per second of square matrix products: the best of several products of several sizes.
+
+    Sizes double, each warm before it is timed, while the next ones still fit into about a second: so a type that the
+    processor only emulates (bfloat16 on many CPUs, at a hundredth of the rate) takes no longer, and a fast device gets
+    products large enough to reach its rate. Memory: three matrices of at most ``LARGEST_PRODUCT`` squared.
+    """
+    size, best, deadline_s = SMALLEST_PRODUCT, 0.0, math.inf
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        taken_s = [_seconds_of_product(a, b) for _ in range(1 + PRODUCTS)][1:]
+        if deadline_s == math.inf:  # the first product of all loads libraries
+            deadline_s = time.perf_counter() + PRODUCT_SECONDS
+        best = max(best, 2.0 * size**3 / min(taken_s))
+        size *= 2
+        next_s = 8 * (1 + PRODUCTS) * min(taken_s)
+        if size > LARGEST_PRODUCT[device.type] or time.perf_counter() + next_s > deadline_s:
+            return best
+
+
+def _seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    start = time.perf_counter()
+    a @ b
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - start
 
 
 def in_words(seconds: float) -> str:
