@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from src import stats
 from src.config import Config, as_dict, config_hash
 from src.measure.estimate import Shape
+from src.measure.limit import Rates, limit_seconds
 from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record
@@ -157,6 +158,8 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: boo
             found = stats.speedup_interval(base, own, not method.needs_dataset)
             row.fraction_of_ideal = found.value
             row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high = found.low, found.high
+        if plan.rates:
+            row.fraction_of_limit = _least_seconds(plan, plan.rates) / float(seconds_of(outcome.passes).sum(1).mean())
     return row
 
 
@@ -221,13 +224,21 @@ def _add_memory(row: Row, passes: list[Pass]) -> None:
         row.nvml_process_memory_mb = _largest(done.usage.max_memory_mb for done in passes)
 
 
+def _least_seconds(plan: Plan, rates: Rates) -> float:
+    """What a pass over the batches takes at least at this machine's rates."""
+    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    weight_size = {"none": None, "8": 1.0, "4": 0.5}[plan.config.loadbit]
+    lengths = (plan.prompts.lengths[batch] for batch in plan.shuffled)
+    return sum(limit_seconds(shape, each, size, rates, weight_size) for each in lengths)
+
+
 def _add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
     """Peak memory beside what a prefill must hold at its end: weights, every prompt's KV as delivered, logits."""
     if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
         return
     shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     weights = shape.bytes(0, 0, 0, size) / 2**20
-    if not plan.source.config.tie_word_embeddings:
+    if not shape.tied:
         weights += size * shape.vocabulary / 2**20
     batches = zip(outcome.shapes, outcome.batches, strict=True)
     held = max(

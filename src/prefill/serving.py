@@ -16,6 +16,7 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 
 from src.cli import UserError
 from src.prefill.methods import Laps, Prefilled, TokenIds
+from src.prefill.packing import Bins
 
 # What one forward may hold at most: the library's own default (5.23), above which its scheduler splits a batch.
 MAX_BATCH_TOKENS = 8192
@@ -65,7 +66,7 @@ class ContinuousBatching:
         self.attention = str(self._manager.model.config._attn_implementation)
         self._manager.start()
 
-    def prefill(self, prompts: Sequence[TokenIds], t: Laps) -> Prefilled:
+    def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
         """Serve one batch. ``plan`` is submitting it, ``forward`` waiting for all results; both overlap with computing.
 
         Args:
@@ -87,7 +88,7 @@ class ContinuousBatching:
             raise
         t.lap("forward")
         first_tokens = [tokens[request] for request in requests]
-        return Prefilled(None, None, first_tokens, sum(len(ids) for ids in prompts), 1)  # type: ignore[arg-type]
+        return Prefilled(None, None, None, first_tokens, sum(len(ids) for ids in prompts), 1)
 
     def _wait(self, requests: Sequence[str], deadline: float) -> dict[str, int]:
         manager, tokens = self._manager, dict[str, int]()
