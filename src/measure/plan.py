@@ -140,7 +140,7 @@ class Plan:
             batches = list(zip(outcome.batches, outcome.shapes, strict=True))
             costs = [shape.operations(*size, self.logit_positions(*size, batch)) for batch, size in batches]
             work += (c.warmup + c.repeats) * sum(costs) + sum(sorted(costs)[-c.verify_batches :])
-        return work / (estimate.REACHED * estimate.matmul_rate(self.device, self.dtype))
+        return work / (estimate.REACHED * estimate.usual_rate(self.device, self.dtype))
 
     def recorded(self) -> list[Record] | None:
         """The records of this very comparison, if all of them exist and none ended in an error."""

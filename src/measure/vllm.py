@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from src.measure.estimate import Shape
 from src.prefill.methods import Laps, Prefilled, TokenIds
+from src.prefill.packing import Bins
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "scripts" / "vllm_worker.py"
@@ -39,18 +39,6 @@ class WorkerError(RuntimeError):
     """The worker failed, died, answered nonsense, or gave no answer in time."""
 
 
-@dataclass(frozen=True)
-class MeasuredElsewhere(Prefilled):
-    """What a prefill in another process leaves behind.
-
-    Attributes:
-        measured_seconds: the batch's time as that process read it; pipe and JSON are not in it. It replaces the time
-            that this process sees.
-    """
-
-    measured_seconds: float = 0.0
-
-
 class Vllm:
     """A warm vLLM with random weights of the model's shape; ``prefill`` serves one batch, one new token per prompt.
 
@@ -60,9 +48,12 @@ class Vllm:
     of them keeps a core busy for a second after a batch, while other methods are timed.
 
     Attributes:
+        attention: not known from outside.
         versions: of ``vllm`` and its ``torch``.
         settings: what was set, for the record.
     """
+
+    attention = "vLLM's own"
 
     def __init__(
         self,
@@ -108,6 +99,7 @@ class Vllm:
             shape = _as_json(config, self.settings["max_model_len"])
             ready = self._ask({"config": shape, "options": self.settings}, start_timeout_s)
             self.versions = {name: str(ready[name]) for name in ("vllm", "torch")}
+            self.attention = f"its own (vllm {self.versions['vllm']}, torch {self.versions['torch']})"
         except KeyError:
             raise self._failed("it answered in another format") from None
         except BaseException:
@@ -115,7 +107,7 @@ class Vllm:
             raise
         self.settings |= {"threads": threads}
 
-    def prefill(self, prompts: Sequence[TokenIds], t: Laps) -> MeasuredElsewhere:
+    def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
         """Serve one batch. ``forward`` is all of its time, as the worker read it: ``measured_seconds``.
 
         Args:
@@ -139,7 +131,7 @@ class Vllm:
             self.close()
             raise
         t.lap("forward")
-        return MeasuredElsewhere(None, None, first_tokens, sum(map(len, token_ids)), 1, seconds)  # type: ignore[arg-type]
+        return Prefilled(None, None, None, first_tokens, sum(map(len, token_ids)), 1, measured_seconds=seconds)
 
     def close(self) -> None:
         """End vLLM's processes. A second call does nothing."""
