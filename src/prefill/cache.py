@@ -75,9 +75,7 @@ def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:
     """
     if like.device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
         return like.new_zeros(rows, like.shape[1])
-    pages = mmap.mmap(
-        -1, rows * like.shape[1] * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )
+    pages = mmap.mmap(-1, rows * like.shape[1] * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         pages.madvise(mmap.MADV_NOHUGEPAGE)  # of a huge page, a few tokens would make 2 MB
     return torch.frombuffer(pages, dtype=like.dtype).view(rows, like.shape[1])

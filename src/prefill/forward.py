@@ -4,9 +4,8 @@ The same for every batching method, so that methods differ in the tokens they co
 what the model's own code computes (verification compares the two), with less traffic:
 
 - no [rows, width] shape, no mask: attention runs by segment, everything else by token;
-- queries, keys and values come from one product, gate and up projection from another;
-- residuals are added by the product that computes them, activations are computed in place;
-- tokens pass in tiles through buffers that are taken once, so that activations take bounded memory;
+- queries, keys and values come from one product; on CPUs weights are laid out for oneDNN beforehand;
+- the MLP takes tokens in tiles, so that its activations take bounded memory;
 - keys and values are written once, where the batch's cache wants them, and are never held twice;
 - the last layer's output is computed at each prompt's last position alone: nothing reads it elsewhere.
 """
@@ -24,56 +23,71 @@ from transformers import PreTrainedModel
 from src.prefill.attention import Segments, attend, by_segments
 from src.prefill.cache import new_cache
 
-# Tokens of a tile. They bound the memory that activations take. Fewer than about 1,000 cost a CPU's products speed
-# (256 of them: 8 % of llama-110m's prefill).
+# Tokens of a tile. Fewer than about 1,000 cost a CPU's products speed (256 of them: 8 % of llama-110m's prefill).
 TILE = {"cpu": 2048, "cuda": 65_536}
 
 
 @dataclass
-class _Product:
-    """One or more linear layers that read the same input, as one product where their weights are plain matrices."""
+class _Linear:
+    """One or more linear layers that read the same input, their outputs side by side.
+
+    Attributes:
+        weight: [outputs, inputs], joined; None where the layers are quantized, and called as they are.
+        packed: the same weight laid out for oneDNN, on a CPU whose type it supports: 5 to 14 % faster products than
+            with plain weights (float32, AVX2; more where it has matrix units), for a second copy in memory.
+    """
 
     modules: list[nn.Module]
     weight: torch.Tensor | None
     bias: torch.Tensor | None
+    packed: torch.Tensor | None
 
     @classmethod
-    def of(cls, *modules: nn.Module) -> _Product:
-        """Join layers; their weights become views of the joint one, so that nothing is held twice."""
-        plain = all(type(module) is nn.Linear for module in modules)
-        if not plain:
-            return cls(list(modules), None, None)
-        weights: list[torch.Tensor] = [module.weight.data for module in modules]  # type: ignore[misc]
-        biases = [module.bias for module in modules]
-        joint = weights[0] if len(weights) == 1 else torch.cat(weights)
-        for module, rows in zip(modules, joint.split([len(weight) for weight in weights]), strict=True):
-            module.weight.data = rows  # type: ignore[union-attr]
-        bias = None if biases[0] is None else torch.cat([each.data for each in biases])  # type: ignore[misc]
-        return cls(list(modules), joint, bias)  # type: ignore[arg-type]
+    def of(cls, *modules: nn.Module) -> _Linear:
+        """Join layers. Where the joined weight serves, theirs become views of it, so that nothing is held twice."""
+        if not all(type(module) is nn.Linear for module in modules):
+            return cls(list(modules), None, None, None)
+        layers = [module for module in modules if isinstance(module, nn.Linear)]
+        weight = layers[0].weight.data if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
+        bias = None if layers[0].bias is None else torch.cat([layer.bias.data for layer in layers])
+        if _packs(weight):
+            return cls(list(modules), None, bias, torch.ops.mkldnn._reorder_linear_weight(weight, None))
+        for layer, rows in zip(layers, weight.split([len(layer.weight) for layer in layers]), strict=True):
+            layer.weight.data = rows
+        return cls(list(modules), weight, bias, None)
 
-    def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """``out`` [n, sum of outputs] = the layers of ``x`` [n, inputs], side by side."""
+    def __call__(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        """[n, outputs] of ``x`` [n, inputs]; with ``silu``, through that activation."""
+        if self.packed is not None:
+            fused: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self.packed, self.bias, "swish" if silu else "none", [], ""
+            )
+            return fused
         if self.weight is None:
-            torch.cat([module(x) for module in self.modules], dim=-1, out=out)
-        elif self.bias is None:
-            torch.mm(x, self.weight.t(), out=out)
+            outputs = [module(x) for module in self.modules]
+            y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         else:
-            torch.addmm(self.bias, x, self.weight.t(), out=out)
+            y = functional.linear(x, self.weight, self.bias)
+        return functional.silu(y, inplace=True) if silu else y
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """``residual`` += the layer of ``x``, within the product itself where it can be."""
-        if self.weight is None or self.bias is not None:
-            residual += self.modules[0](x)
-        else:
-            residual.addmm_(x, self.weight.t())
+
+def _packs(weight: torch.Tensor) -> bool:
+    """Whether torch can lay this weight out for oneDNN (what its compiler does with frozen weights on CPUs)."""
+    ops = torch.ops.mkldnn
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not (hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")):
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))
 
 
 @dataclass
 class _Layer:
-    qkv: _Product
-    output: _Product
-    gate_up: _Product
-    down: _Product
+    qkv: _Linear
+    output: _Linear
+    gate: _Linear
+    up: _Linear
+    down: _Linear
     attention_norm: Any
     mlp_norm: Any
     query_norm: Any
@@ -105,23 +119,14 @@ class FusedForward:
         self.heads = config.num_attention_heads
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self._hidden, self._intermediate = config.hidden_size, config.intermediate_size
         self._scale = self.head_dim**-0.5
         self._layers = []
         for layer in decoder.layers:
             own, mlp = layer.self_attn, layer.mlp
-            self._layers.append(
-                _Layer(
-                    _Product.of(own.q_proj, own.k_proj, own.v_proj),
-                    _Product.of(own.o_proj),
-                    _Product.of(mlp.gate_proj, mlp.up_proj),
-                    _Product.of(mlp.down_proj),
-                    layer.input_layernorm,
-                    layer.post_attention_layernorm,
-                    getattr(own, "q_norm", None),
-                    getattr(own, "k_norm", None),
-                )
-            )
+            linears = [_Linear.of(own.q_proj, own.k_proj, own.v_proj)]
+            linears += [_Linear.of(each) for each in (own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+            norms = (layer.input_layernorm, layer.post_attention_layernorm)
+            self._layers.append(_Layer(*linears, *norms, getattr(own, "q_norm", None), getattr(own, "k_norm", None)))
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
     @property
@@ -145,37 +150,27 @@ class FusedForward:
         Returns:
             [k, hidden], normed, the input of the model's output layer at each prompt's last token.
         """
-        tokens, dtype = token_ids.numel(), self._embed.weight.dtype
-        x = functional.embedding(token_ids.view(-1), self._embed.weight)
-        cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], positions.view(1, -1)))
-        width = self.heads + 2 * self.kv_heads
-        # A spare row behind the line takes what right pads of attention groups write.
-        qkv = torch.zeros(tokens + 1, width, self.head_dim, dtype=dtype, device=x.device)
-        attended = torch.zeros(tokens + 1, self.heads * self.head_dim, dtype=dtype, device=x.device)
-        flat, q_width = qkv.view(tokens + 1, -1), self.heads * self.head_dim
-        tiles = [slice(at, min(at + self._tile, tokens)) for at in range(0, tokens, self._tile)]
-        buffer = x.new_empty(min(self._tile, max(tokens, len(last))), 2 * self._intermediate)
+        tokens, heads, kv_heads = token_ids.numel(), self.heads, self.kv_heads
+        # A spare row behind the line, which right pads of attention groups read and write.
+        x = functional.embedding(functional.pad(token_ids.view(-1), (0, 1)), self._embed.weight)
+        line = functional.pad(positions.view(1, -1), (0, 1))
+        cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
+        attended = x.new_zeros(tokens + 1, heads * self.head_dim)
         for number, layer in enumerate(self._layers):
-            for tile in tiles:
-                layer.qkv.into(_rms(layer.attention_norm, x[tile]), flat[tile])
-                if layer.query_norm is not None:
-                    qkv[tile, : self.heads] = _rms(layer.query_norm, qkv[tile, : self.heads])
-                    qkv[tile, self.heads : -self.kv_heads] = _rms(
-                        layer.key_norm, qkv[tile, self.heads : -self.kv_heads]
-                    )
-                _rotate(qkv[tile, : -self.kv_heads], cos[tile], sin[tile])
-            keep(number, flat[:tokens, q_width:])
-            attend(qkv, self.heads, self.kv_heads, self._scale, segments, attended)
+            qkv = layer.qkv(_rms(layer.attention_norm, x)).view(tokens + 1, heads + 2 * kv_heads, self.head_dim)
+            if layer.query_norm is not None:
+                qkv[:, :heads] = _rms(layer.query_norm, qkv[:, :heads])
+                qkv[:, heads:-kv_heads] = _rms(layer.key_norm, qkv[:, heads:-kv_heads])
+            _rotate(qkv[:, :-kv_heads], cos, sin)
+            keep(number, qkv[:tokens, heads:].flatten(1))
+            attend(qkv, heads, kv_heads, self._scale, segments, attended)
             if number == len(self._layers) - 1:
                 x, attended = x[last], attended[last]
-                tiles = [slice(at, min(at + self._tile, len(last))) for at in range(0, len(last), self._tile)]
-            for tile in tiles:
-                rest = x[tile]
-                layer.output.add_to(rest, attended[tile])
-                gate_up = buffer[: len(rest)]
-                layer.gate_up.into(_rms(layer.mlp_norm, rest), gate_up)
-                gate, up = gate_up.split(self._intermediate, dim=-1)
-                layer.down.add_to(rest, functional.silu(gate, inplace=True).mul_(up))
+            for start in range(0, len(x), self._tile):
+                tile = x[start : start + self._tile]
+                tile += layer.output(attended[start : start + self._tile])
+                normed = _rms(layer.mlp_norm, tile)
+                tile += layer.down(layer.gate(normed, silu=True).mul_(layer.up(normed)))
         return _rms(self._norm, x)
 
 
