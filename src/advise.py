@@ -167,7 +167,11 @@ def main() -> None:
     )
     if settings.check and bench is not None:
         print(f"\nChecked on up to {settings.check_batches} batches of each:\n", flush=True)
-        print(comparison(advice.check(plan, bench, found, settings.check_batches)), flush=True)
+        others = calibrate.OtherProcesses()
+        checked = advice.check(plan, bench, found, settings.check_batches)
+        print(
+            f"{comparison(checked)}\nOther processes used {others.share():.0%} of the processor meanwhile.", flush=True
+        )
 
 
 if __name__ == "__main__":

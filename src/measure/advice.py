@@ -179,7 +179,7 @@ def check(plan: Plan, bench: Bench, found: Sequence[Choice], most: int) -> list[
     checked = []
     for batch_size in sorted({one.batch_size for one in found}):
         group = [one for one in found if one.batch_size == batch_size]
-        picked = [np.unique(np.linspace(0, len(one.batches) - 1, most).round().astype(int)) for one in group]
+        picked = [np.unique(((np.arange(most) + 0.5) / most * len(one.batches)).astype(int)) for one in group]
         runs = [
             (place, one.method, plan.token_ids(one.batches[number]), one.bins[number])
             for place, (one, numbers) in enumerate(zip(group, picked, strict=True))
