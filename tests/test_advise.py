@@ -52,16 +52,17 @@ def test_work_counted_by_hand() -> None:
         "pairs": 4 * (6 + 6) * 8,
         "calls": 2,
         "gathered": 0,
+        "zeroed": 0,
         "scattered": 0,
     }
     packed = work("padding-free", [3, 1], "varlen")
     assert packed["tokens"] == padded["tokens"] * 4 / 6
     assert packed["pairs"] == 4 * (6 + 1) * 8
-    assert packed["scattered"] == (6 + 2 * 4) * 8 * 4
+    assert (packed["zeroed"], packed["scattered"]) == (6 * 8 * 4, 2 * 4 * 8 * 4)
     assert work("padding-free", [3, 1])["gathered"] == 6 * (8 + 8) * 4  # one call, padded to 3
     windowed = work("full-batching", [40, 1], shape=replace(HAND, window=4))
     assert windowed["pairs"] == 4 * (2 * 40 * 8) * 8  # every query against a block of two windows
-    assert windowed["scattered"] == (80 + 2 * 80) * 8 * 4  # into left padding
+    assert windowed["scattered"] == 2 * windowed["zeroed"] == 2 * 80 * 8 * 4  # into left padding
 
 
 @given(LENGTHS)
@@ -95,7 +96,7 @@ def synthetic(costs: np.ndarray, noise: float, seed: int = 0) -> list[Sample]:
     return samples
 
 
-TRUE_COSTS = np.array([1e-4, 2e-8, 1e-9, 5e-10, 2e-5, 3e-9, 2e-9])
+TRUE_COSTS = np.array([1e-4, 2e-8, 1e-9, 5e-10, 2e-5, 3e-9, 1e-9, 4e-9])
 
 
 def test_true_costs_are_found_again() -> None:
@@ -131,6 +132,8 @@ def test_memory_counts_one_padded_cache_for_every_method() -> None:
     needed = {method.name: memory_bytes(HAND, method, [30, 2, 2], 4, ffd) for method in MODELLED}
     assert needed["padding-free"] < needed["full-batching"] == needed["length-ordered"]
     assert needed["padding-free"] > 4 * (168 + 20 + 3 * 30 * 8)
+    unheld = memory_bytes(HAND, METHODS["padding-free"], [30, 2, 2], 4, ffd, pads_are_held=False)
+    assert needed["padding-free"] - unheld == 4 * (3 * 30 - 34) * 8
 
 
 def choice(method: str, batch_size: int, ms_per_prompt: float, speedup: float) -> Choice:

@@ -64,6 +64,7 @@ def interval(speedup: float, spread: float) -> str:
 def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[int]) -> list[Choice]:
     """Every method at every batch size, full-batching first; not serving engines, which batch by rules of their own."""
     size, kernel = torch.empty((), dtype=plan.dtype).element_size(), pick_kernel(plan.device, plan.dtype)
+    held = plan.device.type != "cpu"
     methods = [METHODS[BASELINE], *(each for each in METHODS.values() if each.name != BASELINE and not each.serves)]
     found: list[Choice] = []
     for batch_size in batch_sizes:
@@ -73,7 +74,7 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
             lengths = [plan.prompts.lengths[batch].tolist() for batch in batches]
             laid = list(zip(lengths, bins, strict=True))
             work = [work_of(shape, method, each, size, kernel, plan.pack, own) for each, own in laid]
-            needed = max(memory_bytes(shape, method, each, size, plan.pack, own) for each, own in laid)
+            needed = max(memory_bytes(shape, method, each, size, plan.pack, own, held) for each, own in laid)
             seconds, spread = model.seconds(np.array(work)), 0.0
             if method.name == BASELINE:
                 baseline_s = float(seconds.sum())

@@ -30,7 +30,8 @@ TERMS = {
     "pairs": "operations of attention over query-key pairs",
     "calls": "attention calls over all layers",
     "gathered": "bytes of queries, keys and values brought together for calls over like lengths",
-    "scattered": "bytes of the padded cache that packed keys and values are scattered into, and of themselves",
+    "zeroed": "bytes of the padded cache that packed keys and values go into (on a CPU its pads may cost nothing)",
+    "scattered": "bytes of packed keys and values, which are read and written once more",
 }
 
 
@@ -84,7 +85,7 @@ def work_of(
     gathered = spans.sum() if method.packs and kernel != "varlen" else 0.0
     # A padded method's rows are its cache already, unless a sliding window asks for left padding.
     scatters = method.packs or np.isfinite(shape.window)
-    scattered = k * longest + 2.0 * computed if scatters else 0.0
+    zeroed, scattered = (k * longest, 2.0 * computed) if scatters else (0.0, 0.0)
     return np.array(
         [
             shape.layers,
@@ -93,21 +94,29 @@ def work_of(
             4.0 * pairs * shape.attention,
             len(groups) * shape.layers,
             gathered * (shape.attention + shape.kv_width) * element_size,
+            zeroed * shape.kv_width * element_size,
             scattered * shape.kv_width * element_size,
         ]
     )
 
 
 def memory_bytes(
-    shape: Shape, method: Method, lengths: Sequence[int], element_size: int, pack: Pack, bins: Bins | None = None
-) -> float:
-    """Lower bound of the memory that a batch holds at once: weights, the padded KV cache, logits, activations."""
+    shape: Shape, method: Method, lengths: Sequence[int], element_size: int, pack: Pack, bins: Bins | None = None,
+    pads_are_held: bool = True,
+) -> float:  # fmt: skip
+    """Lower bound of the memory that a batch holds at once: weights, the KV cache, logits, activations.
+
+    Args:
+        pads_are_held: a cache that packed keys and values are scattered into holds its pads (on a CPU they are pages
+            that are never written, and hold nothing).
+    """
     rows, width = layout_of(method, lengths, pack, bins)
     hidden = shape.vocabulary / shape.vocab_size
     # Of one layer at a time: the residual, queries, keys and values, and what attention gives.
     activations = rows * width * (hidden + (2 * shape.attention + shape.kv_width) / shape.layers)
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
-    return shape.bytes(len(lengths), max(lengths), len(lengths), element_size) + element_size * activations
+    kept = sum(lengths) if method.packs and not pads_are_held else len(lengths) * max(lengths)
+    return shape.bytes(1, kept, len(lengths), element_size) + element_size * activations
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -100,6 +101,12 @@ def _seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.device.type == "cuda":
         torch.cuda.synchronize(a.device)
     return time.perf_counter() - start
+
+
+@functools.cache
+def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """``matmul_rate`` as measured once in this process: good enough to estimate how long a run will take."""
+    return matmul_rate(device, dtype)
 
 
 def in_words(seconds: float) -> str:

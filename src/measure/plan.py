@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from src.cli import UserError, warn
 from src.config import Config, config_hash
 from src.measure import estimate, machine, quirks, records
+from src.measure.limit import Rates
 from src.measure.memory import Peak
 from src.measure.records import Record
 from src.measure.sampler import Usage
@@ -81,6 +82,8 @@ class Plan:
     outcomes: list[Outcome]
     workload_fingerprint: str
     results_dir: Path
+    shuffled: list[Batch]  # batches as they arrive
+    rates: Rates | None = None  # of this machine, once they are measured
     ideal: Outcome | None = None  # a dense forward of as many useful tokens, timed beside the methods
     pack: Pack = field(init=False)
 
@@ -137,7 +140,7 @@ class Plan:
             batches = list(zip(outcome.batches, outcome.shapes, strict=True))
             costs = [shape.operations(*size, self.logit_positions(*size, batch)) for batch, size in batches]
             work += (c.warmup + c.repeats) * sum(costs) + sum(sorted(costs)[-c.verify_batches :])
-        return work / (estimate.REACHED * estimate.matmul_rate(self.device, self.dtype))
+        return work / (estimate.REACHED * estimate.usual_rate(self.device, self.dtype))
 
     def recorded(self) -> list[Record] | None:
         """The records of this very comparison, if all of them exist and none ended in an error."""
@@ -214,7 +217,7 @@ def prepare(config: Config) -> Plan:
         ideal = Outcome(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
     records.check_writable(results_dir)
     named = fingerprint(prompts.token_ids, shuffled)
-    return Plan(config, device, dtype, source, prompts, outcomes, named, results_dir, ideal)
+    return Plan(config, device, dtype, source, prompts, outcomes, named, results_dir, shuffled, ideal=ideal)
 
 
 def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:

@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from src.cli import warn
+from src.cli import UserError, warn
 from src.config import as_dict
 from src.measure import estimate, machine, records
+from src.measure.limit import measure_rates
 from src.measure.memory import PeakMemory, keep_freed_memory
 from src.measure.overhead import sampler_overhead
 from src.measure.plan import Outcome, Pass, Plan, UsageLoop
@@ -25,9 +26,11 @@ from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
-from src.prefill.methods import PHASES, dataset_bins, make_engine
+from src.measure.vllm import Missing, Vllm
+from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
 from src.prefill.models import load_model
 from src.prefill.modern import Ideal
+from src.prefill.serving import ContinuousBatching
 
 
 def run(plan: Plan) -> list[Record]:
@@ -43,6 +46,8 @@ def run(plan: Plan) -> list[Record]:
         warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
         return found
     torch.manual_seed(plan.config.seed)
+    if plan.config.ideal:
+        plan.rates = measure_rates(plan.device, plan.dtype)
     if plan.device.type == "cpu":
         keep_freed_memory()
     counters, made = counters_for(plan.device), machine.manifest(plan.device)
@@ -146,15 +151,31 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
             (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
         ]
         try:
-            outcome.engine = make_engine(model, outcome.method, plan.how)
+            outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
-            asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
+            if outcome.method.name == "vllm":  # its weights are its own: nothing to compare with
+                continue
+            if not outcome.method.serves:
+                asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
             outcome.verification = verify(model, chosen, asked, c.loadbit)
+        except (Missing, UserError) as error:
+            outcome.fail("skipped", str(error))
+            continue
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             outcome.fail(*_status(error))
             continue
         if outcome.verification.problem:
             outcome.fail("incorrect", outcome.verification.problem)
+
+
+def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
+    """What carries a method's batches; a serving engine is started, with room for the largest of them."""
+    if not outcome.method.serves:
+        return make_engine(model, outcome.method, plan.how)
+    lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
+    if outcome.method.name == "vllm":
+        return Vllm(plan.source.config, plan.dtype, plan.device, lengths, torch.get_num_threads())
+    return ContinuousBatching(model, lengths)
 
 
 def _time(plan: Plan, counters: Counters) -> None:
@@ -275,6 +296,8 @@ def _timed_batch(
         token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]
     done = engine.prefill(token_ids, timer, outcome.bins[number] if outcome.bins else None)
     phases = timer.stop()
+    if done.measured_seconds is not None:
+        phases, timer.host_seconds = {"forward": done.measured_seconds}, done.measured_seconds
     if "untimed-packing" in plan.quirks and outcome.method.packs:
         del phases["plan"]
     numbers = {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from src import stats
 from src.config import Config, as_dict, config_hash
 from src.measure.estimate import Shape
+from src.measure.limit import Rates, limit_seconds
 from src.measure.machine import device_name, manifest, pick_device
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.records import Record
@@ -21,16 +22,16 @@ from src.measure.sampler import Usage
 from src.measure.validity import Evidence, invalid_reasons
 from src.prefill.methods import PHASES
 
-BASELINE = "full-batching"
+BASELINE, ORDERED = "full-batching", "length-ordered"
 
 
 def to_records(plan: Plan, made: dict[str, Any], config: dict[str, Any]) -> list[Record]:
     """One record per method of a comparison, whatever became of it."""
-    baseline = next((outcome for outcome in plan.outcomes if outcome.method.name == BASELINE and outcome.passes), None)
+    measured = {outcome.method.name: outcome for outcome in plan.timed if outcome.passes}
     lengths = sorted(plan.prompts.lengths.tolist())
     return [
         Record(
-            _row(plan, outcome, baseline, made.get("git_dirty")),
+            _row(plan, outcome, measured, made.get("git_dirty")),
             made,
             config,
             [sample for done in outcome.passes for sample in done.samples],
@@ -98,7 +99,7 @@ def precise(outcomes: list[Outcome], wanted: float) -> bool:
     return True
 
 
-def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: bool | None) -> Row:
+def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: bool | None) -> Row:
     c, prompts, method = plan.config, plan.prompts, outcome.method
     row = Row(
         run_id=plan.run_id(method),
@@ -147,17 +148,26 @@ def _row(plan: Plan, outcome: Outcome, baseline: Outcome | None, tree_dirty: boo
         _add_validity(row, outcome, tree_dirty)
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
-        if baseline:
-            repeats = min(len(baseline.passes), len(outcome.passes))
-            base, own = seconds_of(baseline.passes)[:repeats], seconds_of(outcome.passes)[:repeats]
+        if BASELINE in measured:
+            base, own = _side_by_side(measured[BASELINE], outcome)
             add_speedup(row, base, own, not method.needs_dataset and "own-shuffle" not in plan.quirks)
+        if ORDERED in measured and method.name != ORDERED:
+            found = stats.speedup_interval(*_side_by_side(measured[ORDERED], outcome), same_batches=False)
+            row.speedup_over_length_ordered = found.value
+            row.speedup_over_length_ordered_ci_low, row.speedup_over_length_ordered_ci_high = found.low, found.high
         if plan.ideal and plan.ideal.passes:
-            repeats = min(len(plan.ideal.passes), len(outcome.passes))
-            base, own = seconds_of(plan.ideal.passes)[:repeats], seconds_of(outcome.passes)[:repeats]
-            found = stats.speedup_interval(base, own, not method.needs_dataset)
+            found = stats.speedup_interval(*_side_by_side(plan.ideal, outcome), not method.needs_dataset)
             row.fraction_of_ideal = found.value
             row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high = found.low, found.high
+        if plan.rates:
+            row.fraction_of_limit = _least_seconds(plan, plan.rates) / float(seconds_of(outcome.passes).sum(1).mean())
     return row
+
+
+def _side_by_side(base: Outcome, own: Outcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of the repeats that both have, [repeats, batches] each."""
+    repeats = min(len(base.passes), len(own.passes))
+    return seconds_of(base.passes)[:repeats], seconds_of(own.passes)[:repeats]
 
 
 def _add_times(row: Row, outcome: Outcome) -> None:
@@ -221,13 +231,21 @@ def _add_memory(row: Row, passes: list[Pass]) -> None:
         row.nvml_process_memory_mb = _largest(done.usage.max_memory_mb for done in passes)
 
 
+def _least_seconds(plan: Plan, rates: Rates) -> float:
+    """What a pass over the batches takes at least at this machine's rates."""
+    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    weight_size = {"none": None, "8": 1.0, "4": 0.5}[plan.config.loadbit]
+    lengths = (plan.prompts.lengths[batch] for batch in plan.shuffled)
+    return sum(limit_seconds(shape, each, size, rates, weight_size) for each in lengths)
+
+
 def _add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
     """Peak memory beside what a prefill must hold at its end: weights, every prompt's KV as delivered, logits."""
     if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
         return
     shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     weights = shape.bytes(0, 0, 0, size) / 2**20
-    if not plan.source.config.tie_word_embeddings:
+    if not shape.tied:
         weights += size * shape.vocabulary / 2**20
     batches = zip(outcome.shapes, outcome.batches, strict=True)
     held = max(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ class CacheWriter:
         self._laps("forward")
         line = self._lines[layer]
         if line is None:
-            line = self._lines[layer] = kv.new_zeros(self.spare + 1, kv.shape[1])
+            line = self._lines[layer] = _zeros(self.spare + 1, kv)
         line.index_copy_(0, self.places, kv)
         self._laps("unpack")
 
@@ -65,6 +66,19 @@ class CacheWriter:
             layer: Any = found.layers[number]
             layer.keys, layer.values = keys, values
         return found
+
+
+def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:
+    """Zeros [rows, columns of ``like``]. On a CPU fresh pages from the kernel, which come into being when written.
+
+    Most of a padded cache is pads. Pages that hold nothing else take neither the time to fill them nor memory.
+    """
+    if like.device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(rows, like.shape[1])
+    pages = mmap.mmap(-1, rows * like.shape[1] * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)  # of a huge page, a few tokens would make 2 MB
+    return torch.frombuffer(pages, dtype=like.dtype).view(rows, like.shape[1])
 
 
 @torch.inference_mode()

@@ -65,6 +65,8 @@ METHODS = {
         Method("prepacking", rows="bin"),
         Method("dataset-prepacking", rows="bin", needs_dataset=True),
         Method("padding-free", rows="batch"),
+        Method("continuous-batching", rows="batch", serves=True),
+        Method("vllm", rows="batch", serves=True),
     )
 }
 
@@ -121,6 +123,7 @@ class Prefilled:
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
         computed_tokens: token positions that passed through the model, pads included.
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
+        measured_seconds: the batch's time, where another process computed it and read its own clock.
     """
 
     cache: DynamicCache | None
@@ -129,6 +132,7 @@ class Prefilled:
     first_tokens: list[int] | None
     computed_tokens: int
     rows: int
+    measured_seconds: float | None = None
 
 
 class Engine(Protocol):
@@ -156,7 +160,7 @@ class Engine(Protocol):
 
 def make_engine(model: PreTrainedModel, method: Method, how: How) -> Engine:
     """What carries batches by ``method``."""
-    from src.prefill.modern import Modern
+    from src.prefill.modern import Modern  # they are made of what stands above
     from src.prefill.published import Published
 
     return Published(model, method, how) if how.protocol == "paper" else Modern(model, method, how)

@@ -55,13 +55,14 @@ class Published:
         t.lap("transfer")
         cache = new_cache()
         if layout.computed_tokens:  # nothing is left of a batch of one-token prompts
-            mask = independent_mask(rows.segments, getattr(self._model.config, "sliding_window", None))
-            self._forward(rows, mask, cache)
+            window = getattr(self._model.config, "sliding_window", None)
+            self._forward(rows, independent_mask(rows.segments, window), cache)
         t.lap("forward")
-        computed, mask, logits, first_tokens = layout.computed_tokens, None, None, None
+        computed, logits, first_tokens = layout.computed_tokens, None, None
+        mask: torch.Tensor | None = None
         if self._how.metric == "ttft":
-            mask = unpack(cache, rows.row, rows.start, rows.length)
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+            unpacked = unpack(cache, rows.row, rows.start, rows.length)
+            mask = torch.cat([unpacked, unpacked.new_ones(len(prompts), 1)], dim=1)
             t.lap("unpack")
             logits = self._model(
                 input_ids=final_on_device[:, None],

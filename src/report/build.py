@@ -12,6 +12,12 @@ from src.measure.records import Record
 from src.report import aggregate, plots, tables
 from src.report.faults import faults_table
 
+RATIOS = (
+    "Of ideal: a dense forward of the model's own code over as many useful tokens in prompts of equal length, timed in "
+    "turns with the methods. Of limit: the least operations or bytes at this machine's measured rates. An offline "
+    "method (*) needs all prompts in advance."
+)
+
 
 def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     """Write the report of all records below ``results_dir`` and return the files, summary.md first.
@@ -62,6 +68,8 @@ def page(groups: Sequence[Sequence[Record]]) -> str:
             "",
         ]
         parts += [tables.phase_table(rows), "", tables.provenance(group), ""]
+    if any(record.row.fraction_of_ideal is not None for group in groups for record in group):
+        parts += ["## Side by side", "", tables.ratio_table(groups), "", RATIOS, ""]
     if table := faults_table(groups):
         parts += ["## What each measuring fault is worth", "", "With the fault, over without it:", "", table, ""]
     parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]

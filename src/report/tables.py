@@ -79,6 +79,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
         lines.append("‡ its intervals rest on fewer than 5 batches (offline methods: repeats)")
+    if any(row.status == "ok" and not row.verified_prompts for row in rows):
+        lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     lines += validity(rows)
     return ["", *lines] if lines else []
 
@@ -101,6 +103,28 @@ def phase_table(rows: Sequence[Row]) -> str:
         ratio = "" if row.padding_ratio is None else f"{row.padding_ratio:.2f}"
         body.append([label(row), *("" if cell is None else f"{cell:.4f}" for cell in cells), ratio])
     return markdown(["Method", *phases, "computed / useful tokens"], body)
+
+
+def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
+    """Every method of every comparison as ratios: over both baselines, of the ideal, of the limit."""
+    header = ["Model, type, prompts", "batch", "method", "over full-batching", "over length-ordered", "of ideal",
+              "of limit", "s / batch"]  # fmt: skip
+    body = []
+    for row in (record.row for group in groups for record in group):
+        if row.protocol != "modern" or row.quirks:
+            continue
+        what = [f"{row.model}, {row.dtype}, {row.dataset}", str(row.batch_size)]
+        name = label(row) + (" *" if METHODS[row.method].needs_dataset else "")
+        if row.status != "ok":
+            body.append([*what, name, row.status, *[""] * 4])
+            continue
+        ordered = (row.speedup_over_length_ordered, row.speedup_over_length_ordered_ci_low,
+                   row.speedup_over_length_ordered_ci_high)  # fmt: skip
+        ideal = row.fraction_of_ideal, row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high
+        cells = [speedup(row), _with_interval(*ordered, unit="x"), _with_interval(*ideal)]
+        limit = "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.2f}"
+        body.append([*what, name, *cells, limit, _number(row.seconds_per_batch_mean, 3)])
+    return markdown(header, body)
 
 
 def provenance(group: Sequence[Record]) -> str:
@@ -127,10 +151,15 @@ def speedup(row: Row) -> str:
     """``6.21x [5.80, 6.60]``, or nothing where full-batching was not measured beside it."""
     if row.speedup_over_full_batching is None:
         return ""
-    text = f"{row.speedup_over_full_batching:.2f}x"
-    if row.speedup_ci_low is not None and math.isfinite(row.speedup_ci_low):
-        text += f" [{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]" + (" ‡" if row.intervals_rest_on_few else "")
-    return text
+    found = row.speedup_over_full_batching, row.speedup_ci_low, row.speedup_ci_high
+    return _with_interval(*found, unit="x") + (" ‡" if row.intervals_rest_on_few and row.speedup_ci_low else "")
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+    if value is None:
+        return ""
+    known = low is not None and high is not None and math.isfinite(low)
+    return f"{value:.2f}{unit}" + (f" [{low:.2f}, {high:.2f}]" if known else "")
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
