@@ -1,9 +1,9 @@
 """Statistics of paired samples: seconds in, intervals out. Knows nothing of torch or of records.
 
 The samples of a method are seconds[repeat, batch]. Their spread has three parts: batches differ, repeats drift, and
-every sample has noise of its own. A hierarchical bootstrap (repeats, then batches) gives the shape of the interval; its
-width is set to the standard error from a two-way analysis of variance and to Student's t, because over few repeats and
-batches the bootstrap's own width is wrong. docs/measuring.md has the formulae, references and simulated coverage.
+every sample has noise of its own. A two-way analysis of variance tells them apart. What batches do to an estimate is
+skewed (a few heavy ones decide the total), so its distribution is a studentized bootstrap's; what repeats do is
+Student's t. docs/measuring.md has the formulae, references and simulated coverage.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from numpy.typing import NDArray
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 FEW = 5  # an interval over fewer draws than this is flagged: t with under four degrees of freedom is a guess
+WIDEST = 2.0  # a resample of few batches may have next to no spread: no pivot is beyond so many of Student's quantiles
 OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
 
@@ -58,8 +59,8 @@ def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resa
             length, only repeats are draws.
         seed, resamples: of the bootstrap.
     """
-    relative = seconds / seconds.mean() - 1
-    return _interval(seconds.mean(), relative, [seconds], batches_are_draws, seed, resamples)
+    few = seconds.shape[1 if batches_are_draws else 0] < FEW
+    return _interval([seconds if batches_are_draws else seconds.mean(1, keepdims=True)], few, seed, resamples)
 
 
 def speedup_interval(
@@ -74,11 +75,10 @@ def speedup_interval(
             is a draw like any other: then only repeats are draws, and the interval is for this very dataset.
         seed, resamples: of the bootstrap.
     """
-    value = base.sum(1).mean() / other.sum(1).mean()
+    few = base.shape[1 if same_batches else 0] < FEW
     if not same_batches:  # the totals of a pass are all that can be paired
         base, other = base.sum(1, keepdims=True), other.sum(1, keepdims=True)
-    relative = base / base.mean() - other / other.mean()
-    return _interval(value, relative, [base, other], same_batches, seed, resamples)
+    return _interval([base, other], few, seed, resamples)
 
 
 def outliers(seconds: Seconds) -> int | None:
@@ -94,81 +94,76 @@ def outliers(seconds: Seconds) -> int | None:
         return None
     away = np.abs(seconds / np.median(seconds, axis=0) - 1)
     # A batch's median is one of its samples or lies between two: R / (R - 1) undoes the shrinking this means.
-    scale = scipy.stats.norm.ppf(0.75) ** -1 * np.median(away) * len(seconds) / (len(seconds) - 1)
+    scale = scipy.special.ndtri(0.75) ** -1 * np.median(away) * len(seconds) / (len(seconds) - 1)
     return int((away > max(OUTLIER_MADS * scale, 1e-9)).sum())
 
 
-def standard_error(relative: Seconds, batches_are_draws: bool) -> tuple[float, float]:
-    """Standard error of the mean of a crossed table, and its degrees of freedom (two-way ANOVA, Satterthwaite).
+def squared_errors(relative: Seconds) -> tuple[float, float]:
+    """What repeats and what batches add to the squared standard error of the mean of a crossed table (two-way ANOVA).
+
+    The noise of samples is in the second, or in the first where there is one batch. A single repeat or batch adds
+    nothing, as nothing is known of it.
 
     Args:
         relative: [repeats, batches], deviations from an estimate, relative to it.
-        batches_are_draws: whether batches are a random sample; else only repeats are.
-
-    Returns:
-        (NaN, NaN) where there are fewer than two draws.
     """
     repeats, batches = relative.shape
-    if not batches_are_draws:
-        relative, batches = relative.mean(1, keepdims=True), 1
-    if repeats * batches < 2:
-        return np.nan, np.nan
-    if min(repeats, batches) == 1:
-        return float(relative.std(ddof=1) / np.sqrt(relative.size)), relative.size - 1
     by_repeat, by_batch = relative.mean(1, keepdims=True), relative.mean(0, keepdims=True)
     rest = relative - by_repeat - by_batch + relative.mean()
     # Mean squares: of repeats, of batches, of what neither explains; all over the number of samples.
-    dfs = np.array([repeats - 1, batches - 1, (repeats - 1) * (batches - 1)])
-    of_repeats, of_batches, noise = (
-        np.array([batches * by_repeat.var() * repeats, repeats * by_batch.var() * batches, (rest**2).sum()]) / dfs
-    ) / relative.size
-    # A mean square below the noise is an effect below zero: it is left out, and the noise counted once.
-    parts = np.array([max(of_repeats, noise), max(of_batches, noise), -noise])
-    variance = parts.sum()
-    if variance <= 0:
-        return 0.0, float(dfs[2])
-    return float(np.sqrt(variance)), _degrees_of_freedom(parts, dfs, of_repeats > noise, of_batches > noise)
+    of_repeats = by_repeat.var() / max(repeats - 1, 1)
+    of_batches = by_batch.var() / max(batches - 1, 1)
+    noise = rest.var() / max((repeats - 1) * (batches - 1), 1)
+    return float(max(of_repeats - noise, 0.0)), float(of_batches)
 
 
-def _degrees_of_freedom(parts: Seconds, dfs: NDArray[np.int64], repeats_count: bool, batches_count: bool) -> float:
-    if repeats_count and batches_count:
-        return float(parts.sum() ** 2 / (parts**2 / dfs).sum())
-    return float(dfs[0] if repeats_count else dfs[1] if batches_count else dfs[2])
+def _interval(tables: list[Seconds], few: bool, seed: int, count: int) -> Interval:
+    """95 % interval of a mean (one table) or of the ratio of two.
 
-
-def _interval(value: float, relative: Seconds, tables: list[Seconds], draws: bool, seed: int, count: int) -> Interval:
-    """The bootstrap's 95 % range of log(value), stretched about log(value) to the right standard error and t."""
-    repeats, batches = relative.shape
-    few = (batches if draws else repeats) < FEW
-    error, df = standard_error(relative, draws)
-    if np.isnan(error):
-        return Interval(float(value), np.nan, np.nan, few)
-    if draws and batches > 1:
-        # One batch of few weighs on the very total its deviation is measured from: the jackknife's correction for it.
-        error *= batches / (batches - 1)
-    logs = _resampled_logs(tables, draws, seed, count)
-    tail = (1 - CONFIDENCE) / 2
-    normal, student = scipy.stats.norm.ppf(1 - tail), scipy.stats.t.ppf(1 - tail, df)
-    spread = logs.std()
-    shape = np.quantile(logs, [tail, 1 - tail]) / spread if spread > 1e-15 else np.array([-normal, normal])
-    low, high = np.array([min(shape[0], 0), max(shape[1], 0)]) * error * student / normal
-    with np.errstate(over="ignore"):
-        return Interval(float(value), float(value * np.exp(low)), float(value * np.exp(high)), few)
-
-
-def _resampled_logs(tables: list[Seconds], draws: bool, seed: int, count: int) -> Seconds:
-    """log(estimate of a resample / estimate), [count]; one table: its total; two: the ratio of their totals.
-
-    Repeats are drawn, then batches; the batches of a dataset are the same in all repeats, so one draw of batches serves
-    all repeats of a resample, and both methods.
+    log(truth / estimate) is taken for the sum of what repeats and what batches may have done to the estimate, two
+    independent terms, each a standard error times a pivot; the interval holds the middle 95 % of ``count`` such sums.
     """
-    rng = np.random.default_rng(seed)
     repeats, batches = tables[0].shape
-    r = rng.multinomial(repeats, np.full(repeats, 1 / repeats), count) / repeats
-    b = (
-        rng.multinomial(batches, np.full(batches, 1 / batches), count) / batches
-        if draws
-        else np.full((count, batches), 1 / batches)
-    )
-    logs = [np.log(np.einsum("nb,nb->n", r @ table, b) / table.mean()) for table in tables]
-    return logs[0] if len(logs) == 1 else logs[0] - logs[1]
+    means = [table.mean() for table in tables]
+    value = float(means[0] / means[1] if len(tables) == 2 else means[0])
+    if repeats * batches < 2:
+        return Interval(value, np.nan, np.nan, few)
+    rng = np.random.default_rng(seed)
+    of_repeats, of_batches = squared_errors(_deviations(tables, means))
+    away = np.zeros(count)
+    if repeats > 1:
+        away += np.sqrt(of_repeats) * _student(rng, repeats - 1, count)
+    if batches > 1:
+        # A batch weighs on the total that its own deviation is measured from, and so looks nearer to it.
+        error = np.sqrt(of_batches * batches / (batches - 1))
+        pivots = _student(rng, batches - 1, count) if few else _studentized(rng, tables, count)
+        away -= error * pivots
+    low, high = np.quantile(away, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    with np.errstate(over="ignore"):
+        return Interval(value, value * float(np.exp(min(low, 0))), value * float(np.exp(max(high, 0))), few)
+
+
+def _deviations(tables: list[Seconds], means: list[Seconds]) -> Seconds:
+    """First-order effect of each entry on the log of the mean or ratio of means, times the number of entries."""
+    return tables[0] / means[0] - (tables[1] / means[1] if len(tables) == 2 else 1)
+
+
+def _student(rng: np.random.Generator, df: int, count: int) -> Seconds:
+    """Student's distribution in ``count`` equally likely values, shuffled: quantiles of it alone are exact."""
+    return rng.permutation(scipy.special.stdtrit(df, (np.arange(count) + 0.5) / count))
+
+
+def _studentized(rng: np.random.Generator, tables: list[Seconds], count: int) -> Seconds:
+    """(log estimate of a resample of batches - log estimate) / the resample's own standard error, [count].
+
+    That estimate and standard error go together, both small where heavy batches are missing, is what it tells.
+    """
+    columns = [table.mean(0) / table.mean() for table in tables]
+    batches = len(columns[0])
+    weights = rng.multinomial(batches, np.full(batches, 1 / batches), count) / batches
+    means = [weights @ column for column in columns]
+    logs = np.log(means[0]) - (np.log(means[1]) if len(tables) == 2 else 0)
+    spread = _deviations(columns, [mean[:, None] for mean in means])
+    errors = np.sqrt((weights * spread**2).sum(1) / (batches - 1))
+    widest = WIDEST * scipy.special.stdtrit(batches - 1, (1 + CONFIDENCE) / 2)
+    return np.clip(logs / np.maximum(errors, 1e-15), -widest, widest)

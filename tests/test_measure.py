@@ -155,22 +155,26 @@ def test_the_samplers_cost_is_measured_in_turns() -> None:
     found = sampler_overhead(CPU, ProcessCounters(), interval_s=0.02, seconds=0.8)
     if found["sampler_overhead_pct"] is None:
         pytest.skip(f"not measured: {found['sampler_overhead_missing']}")
-    assert 3 <= found["sampler_overhead_pairs"] <= 8
+    assert found["sampler_overhead_pairs"] >= 5
+    assert found["sampler_overhead_readings"] > found["sampler_overhead_pairs"]
     assert 0 < found["sampler_reading_ms"] < 20
-    assert (
-        found["sampler_overhead_lowest_pct"] <= found["sampler_overhead_pct"] <= found["sampler_overhead_highest_pct"]
-    )
+    assert found["sampler_overhead_low_pct"] <= found["sampler_overhead_pct"] <= found["sampler_overhead_high_pct"]
 
+
+def test_a_reading_that_holds_the_interpreter_costs_its_whole_time() -> None:
     class Costly(ProcessCounters):
         def read(self) -> Reading:
-            until = time.perf_counter() + 0.05
+            until = time.perf_counter() + 0.004
             while time.perf_counter() < until:  # holds the interpreter, as a counter must not
                 pass
             return super().read()
 
-    costly = sampler_overhead(CPU, Costly(), interval_s=0.01, seconds=1)
-    assert costly["sampler_overhead_pct"] is None or costly["sampler_overhead_pct"] > 10
-    assert costly.get("sampler_reading_ms", 50) >= 50
+    found = sampler_overhead(CPU, Costly(), interval_s=0.1, seconds=3)
+    if found["sampler_overhead_pct"] is None:
+        pytest.skip(f"not measured: {found['sampler_overhead_missing']}")
+    assert found["sampler_reading_ms"] >= 4
+    assert found["sampler_overhead_high_pct"] > 2  # of 100 ms, 4 are lost
+    assert found["sampler_overhead_pct"] < 12
 
 
 def test_a_machine_too_busy_to_tell_the_cost_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.coverage import BATCHES, REGIMES, REPEATS, coverage, draw
+from scripts.coverage import REAL, SYNTHETIC, Disturbance, Lognormal, Regime, coverage
 from src import stats
 
-HELD = ("all mixed", "batches", "drift")  # noise alone is covered more often than 95 %: docs/measuring.md
+# Not among them: very uneven batches whose ratio goes with their cost, of which 90 % are covered: docs/measuring.md
+HELD: dict[str, Regime] = {
+    **{name: SYNTHETIC[name] for name in ("all mixed", "batches", "drift", "noise alone")},
+    **{
+        f"{name}, batches of {prompts}": REAL[f"{name}, batches of {prompts}"]
+        for name, prompts in (("mmlu", 32), ("mmlu", 64), ("alpaca", 16), ("azure-code", 32))
+    },
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regime", HELD)
 def test_95_percent_intervals_cover_93_to_97_percent(regime: str) -> None:
     rng = np.random.default_rng(1)
-    sizes = [(repeats, batches) for repeats in REPEATS for batches in BATCHES]
-    found = np.array([coverage(REGIMES[regime], *size, 200, rng) for size in sizes])
+    sizes = [(repeats, batches) for repeats in (3, 10) for batches in (6, 16, 40)]
+    found = np.array([coverage(HELD[regime], *size, 150, rng) for size in sizes])
     assert (found.mean(0) >= 0.93).all()
     assert (found.mean(0) <= 0.97).all()
     assert (found >= 0.90).all(), "a size of its own covers too seldom"
 
 
+@pytest.mark.slow
 def test_a_method_against_itself_is_called_different_in_at_most_5_percent() -> None:
     rng = np.random.default_rng(2)
-    for drift in (0.0, 0.01):
-        pairs = [draw(rng, 5, 16, (0.4, 0.0, 0.02, drift, 0.03, 0.0)) for _ in range(600)]
-        found = [stats.speedup_interval(base / 2, other, True, 0, 499).verdict() for base, other in pairs]
-        assert np.mean([verdict != "inconclusive" for verdict in found]) <= 0.05
+    wrong: dict[float, list[tuple[bool, bool]]] = {drift: [] for drift in (0.0, 0.003, 0.01)}
+    for drift, found in wrong.items():
+        regime = Lognormal(0.4, 0.0, 0.0, Disturbance(0.02, drift, 0.03))
+        for repeats, batches in ((3, 8), (3, 40), (5, 16), (10, 8), (10, 40)):
+            for _ in range(120):
+                base, other = regime.draw(rng, repeats, batches)
+                ratio = stats.speedup_interval(base / 2, other, True, 0, 499)
+                found.append((ratio.verdict() != "inconclusive", ratio.verdict(0.01) != "inconclusive"))
+        assert np.mean([with_floor for _, with_floor in found]) <= 0.05, "with the default noise floor"
+    assert np.mean([without for found in wrong.values() for without, _ in found]) <= 0.05
+
+
+def test_intervals_over_very_few_batches_are_flagged_finite_and_not_absurd() -> None:
+    rng = np.random.default_rng(3)
+    for batches in (3, 4, 5, 6):
+        found = [stats.speedup_interval(*REAL["mmlu, batches of 32"].draw(rng, 3, batches), True) for _ in range(40)]
+        assert all(interval.few == (batches < 5) for interval in found)
+        assert np.median([interval.high / interval.low for interval in found]) < 10
+        assert max(interval.high / interval.low for interval in found) < 1000
+
+
+def test_an_interval_over_many_resamples_takes_well_under_a_second() -> None:
+    base, other = HELD["all mixed"].draw(np.random.default_rng(0), 10, 40)
+    start = time.perf_counter()
+    stats.speedup_interval(base, other, True)
+    assert time.perf_counter() - start < 1
+
+
+def test_over_repeats_alone_the_interval_is_students() -> None:
+    seconds = np.array([[1.0, 2.0], [1.1, 2.1], [0.9, 2.3]])
+    totals = seconds.sum(1) / seconds.sum(1).mean()
+    half_width = 4.3027 * totals.std(ddof=1) / np.sqrt(3)  # t: 97.5 % over two degrees of freedom
+    found = stats.mean_interval(seconds, batches_are_draws=False)
+    assert np.log(found.high / found.value) == pytest.approx(half_width, rel=1e-2)
+    assert np.log(found.low / found.value) == pytest.approx(-half_width, rel=1e-2)
 
 
 def test_the_noise_floor_is_the_least_difference_that_counts() -> None:
