@@ -212,6 +212,8 @@ def check(config: Config) -> None:
         raise UserError(
             "protocol", f"{sorted(served)[0]} does not do what the authors' code does", "use protocol=modern"
         )
+    if config.loadbit != "none" and "vllm" in config.compared_methods:
+        raise UserError("loadbit", "vllm is measured with plain weights only", "use loadbit=none, or leave vllm out")
     for quirk in config.quirks:
         _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
     for setting, number, least in (

@@ -90,6 +90,18 @@ def test_every_method_stands_beside_the_ideal_and_what_it_must_hold(measure: Mea
     assert all(sample["plan_s"] > 0 for sample in whole.samples)
 
 
+def test_serving_engines_stand_beside_the_methods_or_say_why_not(
+    measure: Measure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VLLM_PYTHON", str(tmp_path / "nowhere"))
+    found = by_method(measure("methods=[full-batching,continuous-batching,vllm]", "metric=ttft"))
+    served, missing = found["continuous-batching"].row, found["vllm"].row
+    assert (served.status, served.verified_prompts, served.forward) == ("ok", 8, None)
+    assert served.speedup_over_full_batching is not None
+    assert (missing.status, missing.seconds_per_batch_mean) == ("skipped", None)
+    assert "make vllm-env" in str(missing.status_reason)
+
+
 def test_methods_take_turns_in_a_seeded_random_order(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,9 +142,12 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
     if outcome.passes:
         _add_times(row, outcome)
         kept = outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes
-        _add_memory(row, kept)
-        _add_overhead(row, plan, outcome)
+        if method.name != "vllm":  # another process, which these counters do not see
+            _add_memory(row, kept)
+            _add_overhead(row, plan, outcome)
         _add_usage(row, outcome, kept)
+        if method.name == "vllm":
+            row.max_utilization_pct = row.mean_utilization_pct = None
         _add_validity(row, outcome, tree_dirty)
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
@@ -185,8 +188,9 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
     row.padding_ratio = row.computed_tokens / row.useful_tokens
-    wall = sum(done.wall_seconds for done in outcome.passes)
-    row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
+    if outcome.method.name != "vllm":  # between its clock and ours lies the pipe
+        wall = sum(done.wall_seconds for done in outcome.passes)
+        row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
     for phase in PHASES:
         spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]

@@ -28,7 +28,6 @@ WORKER = ROOT / "scripts" / "vllm_worker.py"
 PAGE_TOKENS = 128  # tokens in a page of its cache: its default on CPU; on a GPU 16 to 64
 FREE_SHARE = 0.9  # of the GPU's free memory it may ask for
 CLOSE_S = 20.0
-NOT_VERIFIED = "not verified: weights of its own"
 
 
 class Missing(Exception):
@@ -42,7 +41,7 @@ class WorkerError(RuntimeError):
 class Vllm:
     """A warm vLLM with random weights of the model's shape; ``prefill`` serves one batch, one new token per prompt.
 
-    Its weights are not ours, so its first tokens cannot be checked against ours (``NOT_VERIFIED``). Settings are
+    Its weights are not ours, so its first tokens cannot be checked against ours. Settings are
     vLLM's defaults but for: no reuse of prefixes, a forward that holds the largest batch, a cache that holds it too
     (not most of the memory), as many threads as here. Between batches its processes are stopped (SIGSTOP): one
     of them keeps a core busy for a second after a batch, while other methods are timed.

@@ -123,10 +123,19 @@ class FusedForward:
         self._layers = []
         for layer in decoder.layers:
             own, mlp = layer.self_attn, layer.mlp
-            linears = [_Linear.of(own.q_proj, own.k_proj, own.v_proj)]
-            linears += [_Linear.of(each) for each in (own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-            norms = (layer.input_layernorm, layer.post_attention_layernorm)
-            self._layers.append(_Layer(*linears, *norms, getattr(own, "q_norm", None), getattr(own, "k_norm", None)))
+            self._layers.append(
+                _Layer(
+                    qkv=_Linear.of(own.q_proj, own.k_proj, own.v_proj),
+                    output=_Linear.of(own.o_proj),
+                    gate=_Linear.of(mlp.gate_proj),
+                    up=_Linear.of(mlp.up_proj),
+                    down=_Linear.of(mlp.down_proj),
+                    attention_norm=layer.input_layernorm,
+                    mlp_norm=layer.post_attention_layernorm,
+                    query_norm=getattr(own, "q_norm", None),
+                    key_norm=getattr(own, "k_norm", None),
+                )
+            )
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
     @property
