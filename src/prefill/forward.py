@@ -12,6 +12,7 @@ what the model's own code computes (verification compares the two), with less tr
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +105,9 @@ class FusedForward:
     @classmethod
     def of(cls, model: PreTrainedModel) -> FusedForward:
         """The forward of ``model``, made at the first call and kept with it."""
-        if not hasattr(model, "_fused_forward"):
-            object.__setattr__(model, "_fused_forward", cls(model))  # not a submodule: it holds the model's own layers
-        return model._fused_forward  # type: ignore[no-any-return, return-value]
+        if model not in _MADE:
+            _MADE[model] = cls(model)
+        return _MADE[model]
 
     def __init__(self, model: PreTrainedModel) -> None:
         config, decoder = model.config, model.get_decoder()
@@ -194,6 +195,10 @@ def _rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     turned.addcmul_(first, sin)
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.copy_(turned)
+
+
+# Beside the models, not on them: whoever copies a model (continuous batching) must not meet weights laid out for oneDNN.
+_MADE: weakref.WeakKeyDictionary[PreTrainedModel, FusedForward] = weakref.WeakKeyDictionary()
 
 
 class OwnForward:
