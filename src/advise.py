@@ -152,8 +152,10 @@ def main() -> None:
         bench = calibrate.Bench(load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed), plan)
     if measured is None:
         assert bench is not None
-        measured = calibrate.calibrate(bench, plan, shape, settings.calibration_s)
-        print(f"calibration: {calibrate.save(plan.results_dir, key, settings.calibration_s, measured)}", flush=True)
+        measured, quiet = calibrate.calibrate(bench, plan, shape, settings.calibration_s)
+        if quiet:
+            path = calibrate.save(plan.results_dir, key, settings.calibration_s, measured)
+            print(f"calibration: {path}", flush=True)
     costs = fit(calibrate.samples_of(measured, plan, shape))
     found = advice.choices(plan, shape, costs, sorted(set(batch_sizes)))
     prompts = f"{usable:,} prompts of {lengths.mean():.0f} tokens, {lengths.max():,} at most"

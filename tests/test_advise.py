@@ -182,7 +182,7 @@ def test_a_calibration_takes_the_time_it_is_given_and_is_written_whole(
 ) -> None:
     plan = prepare(tiny_config())
     shape = Shape.of(plan.source.config)
-    measured = calibrate.calibrate(calibrate.Bench(tiny_model(), plan), plan, shape, 2.0)
+    measured, _ = calibrate.calibrate(calibrate.Bench(tiny_model(), plan), plan, shape, 2.0)
     groups = {entry["group"] for entry in measured}
     assert len(groups) >= calibrate.FEWEST_MIXES
     assert len(measured) == len(groups) * len(calibrate.CALIBRATED)
@@ -237,7 +237,10 @@ TINY = [each for each in TINY_OVERRIDES if each.split("=")[0].lstrip("+").split(
 Call = Callable[..., tuple[int, str, str]]
 
 
-def test_advice_is_given_checked_and_its_calibration_reused(call: Call, tmp_path: Path) -> None:
+def test_advice_is_given_checked_and_its_calibration_reused(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate.OtherProcesses, "share", lambda _: 0.0)  # tests may share the machine
     arguments = [*TINY, f"results_dir={tmp_path}", "batch_sizes=[2,4]", "calibration_s=1"]
     code, out, err = call(command_line.main, *arguments, "check=true", "check_batches=2")
     assert code == 0, err
@@ -250,6 +253,10 @@ def test_advice_is_given_checked_and_its_calibration_reused(call: Call, tmp_path
     assert again.split("\n\nUse ")[0].strip() in out
     code, out, err = call(command_line.main, *arguments, "recalibrate=true")
     assert (code, "calibration: " in out) == (0, True)
+    monkeypatch.setattr(calibrate.OtherProcesses, "share", lambda _: 0.5)
+    code, out, err = call(command_line.main, *arguments, "recalibrate=true")
+    assert (code, "calibration: " in out) == (0, False)  # not kept
+    assert "other processes used 50% of the processor" in err
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ SHARE_TO_PROBE = 0.1
 PASSES = 2.2  # over all batches that the time must hold: to warm up, to time, and what the plan is off by
 OVERTIME = 1.5  # of the time asked; the first timed round may take it, later ones may not begin within it
 PROBE_TOKENS = 4096
-BUSY = 0.1  # share of all cores that others may use before a calibration is called in question
+BUSY = 0.1  # share of all cores that others may use with a calibration that is kept
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,12 @@ class Bench:
         return sum(self._timer.stop().values())
 
 
-def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> list[dict[str, Any]]:
+def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[list[dict[str, Any]], bool]:
     """Time each method on each mix, in rounds, for about ``budget_s`` seconds.
 
     Returns:
-        One entry for each mix and method: ``group``, ``kind``, ``lengths``, ``method``, ``seconds`` (of each round).
+        One entry for each mix and method: ``group``, ``kind``, ``lengths``, ``method``, ``seconds`` (of each round);
+        and whether it is fit to be kept: the machine did nothing else meanwhile.
 
     Raises:
         UserError: the machine is too slow for this model in this time.
@@ -133,16 +134,18 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> list[d
     whole = [mix for mix in batches if all(taken[mix, method.name] for method in methods)]
     if len(whole) < FEWEST_MIXES:
         raise too_short
-    if (share := others.share()) > BUSY:
+    share = others.share() if plan.device.type == "cpu" else 0.0  # a GPU does not wait for the other cores
+    if share > BUSY:
         warn(
-            f"other processes used {share:.0%} of the processor while this calibrated: predictions may be far off; "
-            "give recalibrate=true when they are gone"
+            f"other processes used {share:.0%} of the processor while this calibrated: predictions may be far off, and "
+            "the calibration is not kept"
         )
-    return [
+    measured = [
         {"group": batch, "kind": mix.kind, "lengths": batches[mix], "method": method.name,
          "seconds": taken[mix, method.name]}
         for batch, mix in enumerate(whole) for method in methods
     ]  # fmt: skip
+    return measured, share <= BUSY
 
 
 class OtherProcesses:
