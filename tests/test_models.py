@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from src.cli import UserError
 from src.config import ModelConfig, compose
 from src.measure.verify import verify
-from src.prefill.methods import METHODS
+from src.prefill.methods import METHODS, How, make_engine
 from src.prefill.models import check_quantizable, find_model, load_model
-from src.prefill.packing import first_fit_decreasing
 
 CPU = torch.device("cpu")
 WIDE = TINY | {"hidden_size": 64, "intermediate_size": 128}
@@ -70,8 +69,9 @@ def test_quantized_random_weights_are_those_weights_rounded(bits: str) -> None:
     assert weight.element_size() == 1
     assert float((rounded - full).norm() / full.norm()) < {"4": 0.15, "8": 0.02}[bits]
     assert type(model.lm_head) is torch.nn.Linear  # as bitsandbytes leaves it when it loads a checkpoint
-    found = verify(model, [draw_prompts([9, 4, 7])], METHODS["prepacking"], "modern", first_fit_decreasing, bits)
-    assert found.problem is None
+    for forward in ("fused", "transformers"):
+        engine = make_engine(model, METHODS["prepacking"], How(forward=forward))
+        assert verify(model, [(draw_prompts([9, 4, 7]), None)], engine, bits).problem is None
 
 
 def test_a_local_folder_is_loaded_and_keeps_its_weights(tmp_path: Path) -> None:

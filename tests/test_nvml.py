@@ -215,7 +215,7 @@ from src.measure import runner
 from src.measure.plan import prepare
 real, told = runner._timed_pass, {told}
 def noted(*arguments):
-    if arguments[5][0] == 1:
+    if arguments[4][0] == 1:
         tell(**told)
     return real(*arguments)
 runner.counters_for, runner._timed_pass = lambda device: NvmlCounters("{ours}"), noted

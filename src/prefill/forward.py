@@ -111,12 +111,7 @@ class FusedForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config, decoder = model.config, model.get_decoder()
-        self.model, self._embed, self._rotary, self._norm = (
-            model,
-            decoder.embed_tokens,
-            decoder.rotary_emb,
-            decoder.norm,
-        )
+        self._embed, self._rotary, self._norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
         self.heads = config.num_attention_heads
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -197,7 +192,7 @@ def _rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     second.copy_(turned)
 
 
-# Beside the models, not on them: whoever copies a model (continuous batching) must not meet weights laid out for oneDNN.
+# Beside models, not on them: who copies a model (continuous batching) must not meet weights laid out for oneDNN.
 _MADE: weakref.WeakKeyDictionary[PreTrainedModel, FusedForward] = weakref.WeakKeyDictionary()
 
 
