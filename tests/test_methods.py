@@ -20,6 +20,7 @@ from src.prefill.methods import METHODS, How, dataset_bins, make_engine
 from src.prefill.packing import PACKINGS, first_fit_decreasing
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
+LOCAL = sorted(name for name, method in METHODS.items() if not method.serves)  # engines: test_serving, test_vllm
 EDGES = {
     "one-token prompts": [1, 1, 1],
     "some one-token prompts": [1, 9, 1, 4],
@@ -51,7 +52,7 @@ def assert_as_alone(model: Any, lengths: list[int], method: str, protocol: str, 
 
 
 @pytest.mark.parametrize("protocol", ["paper", "modern"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", LOCAL)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("case", sorted(EDGES))
 def test_each_method_gives_what_prompts_alone_give(case: str, family: str, method: str, protocol: str) -> None:
@@ -96,7 +97,7 @@ def test_generation_continues_from_the_unpacked_cache(family: str, method: str) 
 
 @pytest.mark.parametrize(
     ("method", "protocol", "metric"),
-    itertools.product(sorted(METHODS), ["paper", "modern"], ["prefill", "ttft"]),
+    itertools.product(LOCAL, ["paper", "modern"], ["prefill", "ttft"]),
 )
 def test_phases_and_results_are_those_of_the_protocol(method: str, protocol: str, metric: str) -> None:
     laps: list[str] = []
@@ -254,7 +255,7 @@ def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_passes_verification(dtype: torch.dtype) -> None:
     model = tiny_model("mistral", dtype, initializer_range=0.05)
-    for method, protocol in itertools.product(METHODS.values(), ["paper", "modern"]):
+    for method, protocol in itertools.product([METHODS[name] for name in LOCAL], ["paper", "modern"]):
         engine = make_engine(model, method, How(protocol=protocol))
         found = verify(model, [(draw_prompts([9, 4, 1, 7]), None)], engine, "none")
         assert found.problem is None

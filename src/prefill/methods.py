@@ -159,7 +159,8 @@ class Engine(Protocol):
 
 
 def make_engine(model: PreTrainedModel, method: Method, how: How) -> Engine:
-    """What carries batches by ``method``."""
+    """What carries batches by ``method``, which is none that serves: those are started with room for their batches."""
+    assert not method.serves
     from src.prefill.modern import Modern  # they are made of what stands above
     from src.prefill.published import Published
 
