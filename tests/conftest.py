@@ -65,6 +65,11 @@ TINY_OVERRIDES = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: one that starts last would keep a single worker busy while the other has nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_notes() -> None:
     cli.warn.cache_clear()

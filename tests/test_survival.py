@@ -105,6 +105,7 @@ def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Si
     wait_for(lambda: not Path(f"/proc/{child}").exists(), 5)
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
     moments = random.Random(20)
     arguments = ("--multirun", *APART, "methods=[prepacking,full-batching]", "batch_size=2,3,4,6",
