@@ -78,8 +78,10 @@ class Row:
     rows_per_batch_mean: float | None = _column("rows of a forward: prompts, or bins (the paper's r)")
     longest_prompt_tokens: int | None = _column("tokens of the longest prompt")
     peak_memory_mb: float | None = _column("peak memory of a pass, MB of 2**20 bytes, largest repeat")
-    must_hold_mb: float | None = _column("weights, KV and logits of the batch that needs most")
-    memory_overhead_pct: float | None = _column("peak memory, less the process without weights, over must_hold_mb")
+    must_hold_mb: float | None = _column("weights, KV padded as a cache is, and logits, of the batch that needs most")
+    memory_overhead_pct: float | None = _column(
+        "peak memory, less the process without weights, over must_hold_mb; negative: pads took none"
+    )
     peak_memory_source: str | None = _column("torch allocated (GPU) or process resident (CPU)")
     torch_peak_allocated_mb: float | None = _column("peak of tensors, GPU")
     torch_peak_reserved_mb: float | None = _column("peak of torch's allocator, GPU")
