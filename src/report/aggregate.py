@@ -18,7 +18,7 @@ from src.prefill.methods import METHODS
 # Rows with equal values here measured the same thing by different methods.
 SAME_COMPARISON = (
     "workload_fingerprint", "metric", "protocol", "model_detail", "batch_size", "num_prompts", "device_name", "dtype",
-    "loadbit", "quirks", "forward",
+    "loadbit", "quirks",
 )  # fmt: skip
 METHOD_ORDER = (
     "padding-free", "prepacking", "full-batching", "length-ordered", "dataset-prepacking", "continuous-batching",
@@ -34,7 +34,9 @@ def comparisons(results_dir: Path) -> list[list[Record]]:
     """
     groups: dict[tuple[object, ...], dict[str, tuple[Path, Record]]] = defaultdict(dict)
     for path, record in read_all(results_dir):
-        methods = groups[tuple(getattr(record.row, name) for name in SAME_COMPARISON)]
+        # A serving engine has a forward of its own, and stands beside the methods whatever theirs is.
+        forward = record.row.forward or "fused"
+        methods = groups[(*(getattr(record.row, name) for name in SAME_COMPARISON), forward)]
         key = record.row.method + (record.row.packing or "")
         if key not in methods or methods[key][1].row.created_at <= record.row.created_at:
             methods[key] = (path, record)

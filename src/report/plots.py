@@ -63,7 +63,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     ends = [row.seconds_per_batch_ci_high or row.seconds_per_batch_mean or 0.0 for row in rows]
     axes.set_xlim(0, 1.35 * max(ends) or 1)
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
-    axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 80)), fontsize=8)
+    axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
