@@ -30,7 +30,6 @@ from src.measure.vllm import Missing, Vllm
 from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
 from src.prefill.models import load_model
 from src.prefill.modern import Ideal
-from src.prefill.serving import ContinuousBatching
 
 
 def run(plan: Plan) -> list[Record]:
@@ -175,6 +174,8 @@ def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
     lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
     if outcome.method.name == "vllm":
         return Vllm(plan.source.config, plan.dtype, plan.device, lengths, torch.get_num_threads())
+    from src.prefill.serving import ContinuousBatching  # where it is asked for: its library takes seconds to import
+
     return ContinuousBatching(model, lengths)
 
 
