@@ -86,8 +86,6 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
         raise _unloadable(error, path, local) from None
     if model.weights == "random":
         return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
-    if model.weights == "random":
-        return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
     commit = getattr(config, "_commit_hash", None) or model.revision
     detail = f"folder {Path(path).name}" if local else f"{path}@{commit or 'unknown'}"
     source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit))
