@@ -160,7 +160,7 @@ def test_writers_of_one_run_at_once_leave_one_whole_record(measure: Measure, tmp
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=write_often) for _ in range(4)]
+    threads = [threading.Thread(target=write_often) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,9 +8,11 @@ import json
 import math
 import os
 import platform
+import random
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,10 +145,12 @@ def _write(record: Record, results_dir: Path) -> Path:
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY} or attempt == REPLACE_ATTEMPTS - 1:
                     raise
                 shutil.rmtree(old, ignore_errors=True)
+                time.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("unreachable")
     finally:
         if old.exists() and not final.exists():
-            old.rename(final)
+            with contextlib.suppress(OSError):  # another process put its own there meanwhile, or the disk is gone
+                old.rename(final)
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True)
 
