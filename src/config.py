@@ -43,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loadbit": ("none", "4", "8"),
     "model.weights": ("auto", "hub", "random"),
     "dataset.source": ("auto", "hub", "file", "profile"),
+    "scale": ("auto", "cpu", "gpu"),
 }
 
 
@@ -100,6 +101,7 @@ class Config:
     dtype: str = "auto"
     loadbit: str = "none"
     verify_batches: int = 2
+    generate_tokens: int = 0
     sampler_interval_s: float = 0.1
     utilization_loop_s: float = 6.0
     sampler_overhead_s: float = 1.6
@@ -109,6 +111,7 @@ class Config:
     isolate: bool = True
     timeout_s: float | None = None
     memory_limit_mb: int | None = None
+    scale: str = "auto"
 
     @property
     def compared_methods(self) -> tuple[str, ...]:
@@ -121,6 +124,7 @@ def register_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     store.store(group="model", name="model_schema", node=ModelConfig)
@@ -133,6 +137,15 @@ def _scratch() -> str:
     folder = tempfile.mkdtemp(prefix="prepack-bench-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _by_scale(gpu: Any, cpu: Any, *, _root_: Any) -> Any:
+    """``${by_scale:for a GPU, for a CPU}``: an experiment has both sizes in one file."""
+    scale, device = str(_root_.get("scale", "auto")), str(_root_.get("device", "auto"))
+    if scale == "auto":
+        has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device == "auto" else device.startswith("cuda")
+        scale = "gpu" if has_gpu else "cpu"
+    return gpu if scale == "gpu" else cpu
 
 
 def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
@@ -197,6 +210,7 @@ def check(config: Config) -> None:
         "loadbit": config.loadbit,
         "model.weights": config.model.weights,
         "dataset.source": config.dataset.source,
+        "scale": config.scale,
     }
     for setting, value in chosen.items():
         _one_of(setting, value, CHOICES[setting])
@@ -225,6 +239,7 @@ def check(config: Config) -> None:
         ("warmup", config.warmup, 0),
         ("seed", config.seed, 0),
         ("verify_batches", config.verify_batches, 1),
+        ("generate_tokens", config.generate_tokens, 0),
         ("dataset.max_tokens", config.dataset.max_tokens, 1),
         ("memory_limit_mb", config.memory_limit_mb, 1),
     ):
@@ -275,7 +290,7 @@ def config_hash(config: Config) -> str:
     """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
     content = as_dict(config)
     # What changes no sample; the method is named by the record itself.
-    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor"):
+    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor", "scale"):
         content.pop(key)
     content["methods"] = list(config.compared_methods)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

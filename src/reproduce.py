@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,22 @@ if TYPE_CHECKING:
     from src.measure.plan import Plan
 
 SCALES = ("auto", "cpu", "gpu")
+EXPERIMENTS = (
+    "readme_table", "time_by_dataset", "memory_and_utilization", "speedup_by_batch_size", "dataset_level",
+    "batch_cost", "speedup_predictors", "largest_batch", "generation", "today", "traces", "faults",
+)  # fmt: skip
+SMOKE = ("readme_table", "generation")
+SEARCHED = "largest_batch"
+START_SECONDS = 1.5  # of a comparison, beside what is estimated
 
 
 @dataclass
 class ReproduceSettings:
-    """Run an experiment at the scale of this machine and write the report. Goes on where it was cut off."""
+    """Run experiments at the scale of this machine and write the report. Goes on where it was cut off."""
 
-    experiment: str = field(default="readme_table", metadata={"help": "one of configs/experiment/, <name>_gpu first"})
+    experiment: str = field(
+        default="all", metadata={"help": "all of the paper's and beyond, or names of configs/experiment/: a,b"}
+    )
     scale: str = field(default="auto", metadata={"help": "auto (gpu where there is a CUDA GPU), cpu or gpu"})
     results_dir: str | None = field(default=None, metadata={"help": "where records go; default results/<machine>"})
     minutes: float | None = field(
@@ -53,12 +63,14 @@ def main() -> int:
         raise UserError("scale", f"unknown '{settings.scale}'", f"choose one of {', '.join(SCALES)}")
     if settings.minutes is not None and not settings.minutes > 0:
         raise UserError("minutes", f"{settings.minutes:g}", "give minutes above 0, or leave it out")
-    from src.config import CONFIG_DIR, compose
+    names = _names(settings)
+    from src.config import compose
+    from src.largest_batch import search
     from src.measure.estimate import in_words
     from src.measure.machine import device_name, machine_slug, pick_device
     from src.measure.plan import prepare
     from src.report.build import RATIOS, build
-    from src.report.tables import comparison_table, ratio_table, title
+    from src.report.tables import ratio_table
     from src.worker import run_apart
 
     device = pick_device("cuda" if settings.scale == "gpu" else "cpu" if settings.scale == "cpu" else "auto")
@@ -68,46 +80,51 @@ def main() -> int:
     if settings.smoke:
         overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
         overrides += ["isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"]
-    on_gpu = f"{settings.experiment}_gpu"
-    experiment = on_gpu if scale == "gpu" and _exists(on_gpu) else settings.experiment
-    if not _exists(experiment):
-        choices = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml")))
-        raise UserError("experiment", f"unknown '{experiment}'", f"choose one of {choices}")
-    plans = [prepare(compose(run_overrides)[0]) for run_overrides in sweep(experiment, overrides)]
+    why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
+    print(f"{scale} scale on {device_name(device)}{why}; records and report: {results_dir}", flush=True)
+    runs = {name: sweep(name, overrides) for name in names}
+    plans = {
+        name: [prepare(compose(one)[0]) for one in each] if name != SEARCHED else [] for name, each in runs.items()
+    }
     left_out: list[Plan] = []
     if settings.minutes is not None:
-        plans, left_out = _within(plans, 60 * settings.minutes)
-    new = [plan for plan in plans if plan.recorded() is None]
-    first = (plans + left_out)[0].config
-    why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
-    # On a GPU each run says so itself: to measure the rate here would keep memory of the device while it is timed.
-    time = f"about {in_words(sum(plan.seconds() for plan in new))} to measure" if scale == "cpu" else "minutes each"
-    print(
-        f"{experiment}, {scale} scale on {device_name(device)}{why}: {first.num_prompts:,} prompts.\n"
-        f"{len(plans)} comparisons, {len(plans) - len(new)} of them recorded already; {time}.",
-        flush=True,
-    )
+        every = [plan for each in plans.values() for plan in each]
+        taken, left_out = _within(every, 60 * settings.minutes)
+        plans = {name: [plan for plan in taken if plan in each] for name, each in plans.items()}
     worst = 0
-    for number, plan in enumerate(plans, 1):
-        print(f"\n[{number}/{len(plans)}]", flush=True)
-        if (found := plan.recorded()) is None:
+    for number, (name, each) in enumerate(plans.items(), 1):
+        new = [plan for plan in each if plan.recorded() is None]
+        # On a GPU each run says so itself: to measure the rate here would keep memory of the device while it is timed.
+        seconds = sum(START_SECONDS + plan.seconds() for plan in new) if scale == "cpu" else 0.0
+        time = f", about {in_words(seconds)}" if seconds else ""
+        counted = f"{len(each)} comparisons, {len(each) - len(new)} of them recorded already{time}"
+        print(f"\n== {number}/{len(plans)} {name}: {counted if name != SEARCHED else 'a search'}", flush=True)
+        if name == SEARCHED:
+            for one in runs[name]:
+                search(one, results_dir)
+        for plan in new:
+            print(flush=True)
             worst = max(worst, run_apart(plan.config))
-        else:
-            rows = [record.row for record in found]
-            print(f"{title(rows[0])}\n\n{comparison_table(rows)}", flush=True)
-    if settings.experiment == "bench":
-        print(f"\n{ratio_table([plan.recorded() or [] for plan in plans])}\n\n{RATIOS}", flush=True)
+    if "bench" in plans:
+        print(f"\n{ratio_table([plan.recorded() or [] for plan in plans['bench']])}\n\n{RATIOS}", flush=True)
     for plan in left_out:
         print(f"left out: {plan.comparison_id}, about {in_words(plan.seconds())}")
-    if plans:
-        print("\nreport:", *build(results_dir), sep="\n  ")
+    print("\nreport:", *build(results_dir), sep="\n  ")
     return worst
 
 
-def _exists(experiment: str) -> bool:
+def _names(settings: ReproduceSettings) -> Sequence[str]:
+    """The experiments asked for, each of which there is."""
     from src.config import CONFIG_DIR
 
-    return (CONFIG_DIR / "experiment" / f"{experiment}.yaml").is_file()
+    if settings.experiment == "all":
+        return SMOKE if settings.smoke else EXPERIMENTS
+    there = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+    names = list(dict.fromkeys(settings.experiment.split(",")))
+    for name in names:
+        if name not in there:
+            raise UserError("experiment", f"unknown '{name}'", f"choose all, or of {', '.join(there)}")
+    return names
 
 
 def _within(plans: list[Plan], seconds: float) -> tuple[list[Plan], list[Plan]]:

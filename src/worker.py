@@ -1,18 +1,22 @@
 """A configuration in a process of its own: what it leaves behind, or dies of, does not reach the next one.
 
-The parent composes settings, starts the child and sleeps until it ends. The child measures, writes its records and
-prints its table. Before it starts, it leaves rows as they would stand if it never came back; the parent completes and
-writes them where the child was killed, crashed or took too long.
+The parent composes settings, has a child forked from a template process and sleeps until it ends. The child measures,
+writes its records and prints its table. Before it starts, it leaves rows as they would stand if it never came back; the
+parent completes and writes them where the child was killed, crashed or took too long.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -34,6 +39,7 @@ EXIT_CRASHED = 70
 OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 3.0
+PRELOADED = ("src.measure.runner", "src.measure.summary", "src.report.tables", "src.hub", "pandas", "yaml")
 
 
 def measure(config: Config, pending: Path | None = None) -> int:
@@ -66,45 +72,31 @@ def measure(config: Config, pending: Path | None = None) -> int:
 
 
 def run_apart(config: Config) -> int:
-    """Measure one configuration in a child process and return its exit code; a child that died has rows that say so.
+    """Measure one configuration in a process of its own and return its exit code; one that died has rows that say so.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; the child is gone too.
+        KeyboardInterrupt: the user stopped it; the process is gone too.
     """
     if not config.isolate:
         return measure(config)
     with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
         pending = Path(folder) / "pending.json"
-        root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         oom_kills, timed_out = _kernel_oom_kills(), threading.Event()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "src.worker", str(pending), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
-        )
+        template = Template.running()
 
         def end() -> None:
             timed_out.set()
-            child.kill()
+            template.kill()
 
         timer = threading.Timer(config.timeout_s, end) if config.timeout_s else None
         try:
             with _terminate_as_interrupt():
-                assert child.stdin is not None
-                with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                    pipe.write(json.dumps(as_dict(config)).encode())
+                template.start(config, pending)
                 if timer:
                     timer.start()
-                code = child.wait()  # without a timeout of its own, which would wake up twenty times a second
+                code = template.wait()
         except KeyboardInterrupt:
-            child.terminate()
-            try:
-                child.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            template.stop()
             raise
         finally:
             if timer:
@@ -121,6 +113,80 @@ def run_apart(config: Config) -> int:
             status, reason = "error", f"the process ended with exit code {code}"
         _write_failures(pending, status, reason, config)
         return 1
+
+
+class Template:
+    """The process that measuring ones are forked from: it has imported what they need, and computes nothing itself.
+
+    Importing takes longer than many a measurement. A fork of a process that has imported everything, and has neither
+    started a thread pool nor touched a GPU, is as clean as a new process, and is there at once.
+    """
+
+    _running: Template | None = None
+
+    @classmethod
+    def running(cls) -> Template:
+        """The one of this program, started where there is none, or one of another environment or output."""
+        outputs = [(found.st_dev, found.st_ino) for found in map(os.fstat, (1, 2))]
+        belongs_to = (os.environ.copy(), os.getcwd(), outputs)
+        if cls._running and (cls._running._belongs_to != belongs_to or cls._running._process.poll() is not None):
+            cls._running.stop()
+        if cls._running is None:
+            cls._running = cls(belongs_to)
+        return cls._running
+
+    def __init__(self, belongs_to: object) -> None:
+        self._belongs_to = belongs_to
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "src.worker", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends this one
+            )
+        self._pipe = ours.makefile("rw", encoding="utf-8")
+        self._measuring: int | None = None
+        ours.close()  # the file keeps it open
+        atexit.register(self.stop)
+
+    def start(self, config: Config, pending: Path) -> None:
+        """Have a configuration measured."""
+        with contextlib.suppress(BrokenPipeError):  # wait() finds out
+            self._pipe.write(json.dumps({"config": as_dict(config), "pending": str(pending)}) + "\n")
+            self._pipe.flush()
+
+    def wait(self) -> int:
+        """Sleep until it is measured: the exit code, or the signal that ended it, negative."""
+        try:
+            self._measuring = int(self._pipe.readline())
+            code = int(self._pipe.readline())
+        except (OSError, ValueError):  # the template itself is gone
+            code = self._process.wait()
+            self.stop()
+        self._measuring = None
+        return code
+
+    def kill(self) -> None:
+        """End what measures now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._measuring or self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it, and what measures now, within seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+                break
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+        Template._running = None
+        atexit.unregister(self.stop)
 
 
 def _write_pending(path: Path, results_dir: Path, rows: list[Record], reason: str | None = None) -> None:
@@ -177,7 +243,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Have the kernel end this process when the parent is gone, however that came about (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -197,23 +263,43 @@ def limit_memory(megabytes: int | None) -> None:
 
 
 def main() -> int:
-    """The child: settings from standard input, measured; the exit code tells the parent what came of it."""
-    pending, parent = Path(sys.argv[1]), int(sys.argv[2])
-    _end_with_parent(parent)
+    """The template: fork for each configuration that comes in, and tell the parent what became of it."""
+    connection, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    settings = json.load(sys.stdin)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
-    assert isinstance(config, Config)
-    limit_memory(config.memory_limit_mb)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a fork then leaves the pages that it shares with this process alone
+    with connection, connection.makefile("rw", encoding="utf-8") as pipe:
+        while line := pipe.readline():
+            template = os.getpid()
+            if not (child := os.fork()):
+                connection.close()
+                end_with_parent(template)
+                return _measured(**json.loads(line))
+            pipe.write(f"{child}\n")
+            pipe.flush()
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            pipe.write(f"{code}\n")
+            pipe.flush()
+    return 0
+
+
+def _measured(config: dict[str, Any], pending: str) -> int:
+    """In the fork: measure, and leave word of what went wrong."""
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), config))
+    assert isinstance(typed, Config)
+    limit_memory(typed.memory_limit_mb)
+    path = Path(pending)
     try:
-        return measure(config, pending)
+        return measure(typed, path)
     except BAD_INPUT as error:
         return report(error)
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(OSError, ValueError):
-            content = json.loads(pending.read_text(encoding="utf-8"))
-            pending.write_text(json.dumps(content | {"reason": f"{type(error).__name__}: {error}"}), encoding="utf-8")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(content | {"reason": f"{type(error).__name__}: {error}"}), encoding="utf-8")
         return EXIT_CRASHED
 
 

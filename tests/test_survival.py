@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 import signal
@@ -26,17 +28,22 @@ Call = Callable[..., tuple[int, str, str]]
 Measure = Callable[..., list[Record]]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """A run in the background, in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "src.run", *arguments], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment,
     )  # fmt: skip
 
 
 def children(parent: int) -> list[int]:
     found = Path(f"/proc/{parent}/task/{parent}/children")
     return [int(pid) for pid in found.read_text(encoding="ascii").split()] if found.exists() else []
+
+
+def measuring(parent: int) -> int | None:
+    """What measures for a run: a fork of the run's template process."""
+    return next((fork for template in children(parent) for fork in children(template)), None)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -75,12 +82,14 @@ def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(tmp_path: P
     assert command("src.run", *arguments).returncode == 0
     before = rows(tmp_path)
     for more in ("rerun=true", "seed=1"):
-        sweep = start(*arguments, "warmup=1000000" if more == "seed=1" else "rerun=true", more)
-        (child,) = wait_for(lambda pid=sweep.pid: children(pid))
+        scratch = tmp_path / more
+        scratch.mkdir()
+        sweep = start(
+            *arguments, "warmup=1000000" if more == "seed=1" else "rerun=true", more, TMPDIR=str(scratch)
+        )  # fmt: skip
+        child = wait_for(lambda pid=sweep.pid: measuring(pid))
         if more == "seed=1":  # it has left its pending rows, and goes on to measure
-            line = Path(f"/proc/{child}/cmdline")
-            named = wait_for(lambda line=line: [w for w in line.read_text().split("\0") if w.endswith("pending.json")])
-            wait_for(Path(named[0]).exists)
+            wait_for(lambda scratch=scratch: list(scratch.glob("*/pending.json")))
             time.sleep(0.5)
         os.kill(child, number)
         _, errors = sweep.communicate(timeout=30)
@@ -96,8 +105,8 @@ def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Signals) -> None:
     sweep = start("--multirun", *APART, "repeats=1000000", "seed=0,1", f"results_dir={tmp_path}")
-    (child,) = wait_for(lambda: children(sweep.pid))
-    time.sleep(4)
+    child = wait_for(lambda: measuring(sweep.pid))
+    time.sleep(1)
     asked = time.monotonic()
     os.kill(sweep.pid, number)
     _, errors = sweep.communicate(timeout=20)
@@ -108,30 +117,77 @@ def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Si
     wait_for(lambda: not Path(f"/proc/{child}").exists(), 5)
 
 
+LAUNCHER = """
+import os, sys
+from src import cli, measure, run
+from src.measure import runner
+from src.report import tables
+for line in sys.stdin:  # arguments; answered with the process that runs them
+    if not (fork := os.fork()):
+        sys.argv = ["src.run", *line.split()]
+        os._exit(cli.guarded(run.main))
+    print(fork, flush=True)
+    os.waitpid(fork, 0)
+    print("gone", flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
     moments = random.Random(20)
-    arguments = ("--multirun", *APART, "methods=[prepacking,full-batching]", "batch_size=2,3,4,6",
-                 f"results_dir={tmp_path}")  # fmt: skip
+    sweep = ("--multirun", *TINY_OVERRIDES, "methods=[prepacking,full-batching]", "batch_size=2,3,4,6",
+             "seed=0,1,2,3", f"results_dir={tmp_path}")  # fmt: skip
     seen: set[str] = set()
-    for _ in range(20):
-        sweep = start(*arguments)
-        child: list[int] = []
-        end = time.monotonic() + moments.uniform(0.5, 7)
-        while time.monotonic() < end and sweep.poll() is None:
-            child = children(sweep.pid) or child
-            time.sleep(0.05)
-        sweep.kill()
-        sweep.communicate()
-        for pid in child:  # the kernel takes the child along
-            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10)
+
+    def nothing_is_lost() -> None:
+        nonlocal seen
         now = rows(tmp_path) if tmp_path.exists() else {}
         assert seen <= set(now), "a finished record was lost"
         seen = set(now)
-    assert command("src.run", *arguments).returncode == 0
+
+    # Sixteen in one process each, imported beforehand, so that moments fall where it measures and writes.
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as launcher:  # fmt: skip
+        assert launcher.stdin
+        assert launcher.stdout
+        for _ in range(16):
+            launcher.stdin.write(" ".join(sweep) + "\n")
+            launcher.stdin.flush()
+            pid = int(launcher.stdout.readline())
+            begun = moments.choice([1, 1, 1, 2])  # which configuration to kill it in, of those that it measures
+            while (line := launcher.stdout.readline()) and line.strip() != "gone":
+                begun -= line.startswith("measuring")
+                if not begun:
+                    break
+            time.sleep(moments.uniform(0, 2))
+            with contextlib.suppress(ProcessLookupError):  # it was done
+                os.kill(pid, signal.SIGKILL)
+            while line.strip() != "gone":
+                line = launcher.stdout.readline()
+            nothing_is_lost()
+        launcher.stdin.close()
+    assert seen, "the moments are badly chosen"
+    # Four as a user has them: parent, template and fork.
+    apart = (*sweep, "isolate=true")
+    for _ in range(4):
+        parent = start(*apart)
+        wait_for(lambda parent=parent: measuring(parent.pid) or parent.poll() is not None)
+        below: set[int] = set()
+        end = time.monotonic() + moments.uniform(0, 1.5)
+        while time.monotonic() < end:
+            below |= {*children(parent.pid), measuring(parent.pid) or parent.pid}
+            time.sleep(0.02)
+        parent.kill()
+        parent.communicate()
+        for pid in below:  # the kernel takes them along
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10)
+        nothing_is_lost()
+    assert command("src.run", *apart).returncode == 0
     final = rows(tmp_path)
-    assert sorted((row.batch_size, row.method) for row in final.values()) == sorted(
-        (size, method) for size in (2, 3, 4, 6) for method in ("prepacking", "full-batching")
+    assert sorted((row.batch_size, row.seed, row.method) for row in final.values()) == sorted(
+        itertools.product((2, 3, 4, 6), range(4), ("prepacking", "full-batching"))
     )
     assert {row.status for row in final.values()} == {"ok"}
     assert not leftovers(tmp_path)

@@ -38,6 +38,7 @@ class Record:
     config: dict[str, Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
+    folder: Path | None = None  # where it was read from
 
 
 def _draft_name() -> str:
@@ -168,7 +169,7 @@ def read(folder: Path) -> Record:
         row = Row(**{key: value for key, value in content["row"].items() if key in COLUMNS})
         if row.status not in STATUSES or not row.run_id:
             raise ValueError("no run_id or an unknown status")
-        return Record(row, content["manifest"], {}, prompt_lengths=content["prompt_lengths"])
+        return Record(row, content["manifest"], {}, prompt_lengths=content["prompt_lengths"], folder=folder)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 

@@ -78,10 +78,12 @@ class Row:
     rows_per_batch_mean: float | None = _column("rows of a forward: prompts, or bins (the paper's r)")
     longest_prompt_tokens: int | None = _column("tokens of the longest prompt")
     peak_memory_mb: float | None = _column("peak memory of a pass, MB of 2**20 bytes, largest repeat")
-    must_hold_mb: float | None = _column("weights, KV padded as a cache is, and logits, of the batch that needs most")
+    must_hold_mb: float | None = _column("weights, KV of the prompts' own tokens, and logits, of the largest batch")
+    resident_rest_mb: float | None = _column("resident memory before a pass that is not weights, CPU")
     memory_overhead_pct: float | None = _column(
-        "peak memory, less the process without weights, over must_hold_mb; negative: pads took none"
+        "peak memory, less that of the process without weights, over must_hold_mb"
     )
+    memory_limit_mb: int | None = _column("memory at which allocations on the CPU were made to fail, where it was set")
     peak_memory_source: str | None = _column("torch allocated (GPU) or process resident (CPU)")
     torch_peak_allocated_mb: float | None = _column("peak of tensors, GPU")
     torch_peak_reserved_mb: float | None = _column("peak of torch's allocator, GPU")
@@ -111,7 +113,13 @@ class Row:
     verified_prompts: int | None = _column("prompts whose first token and KV were checked against the prompt run alone")
     verified_max_abs_diff: float | None = _column("largest difference of any key or value found by the check")
     verified_max_rel_diff: float | None = _column("largest norm of a layer's difference over the norm of the layer")
-    verified_near_ties: int | None = _column("first tokens that differ, the model being undecided between the two")
+    verified_near_ties: int | None = _column("tokens that differ, the model being undecided between the two")
+    generated_tokens: int | None = _column(
+        "tokens after the first, continued from the method's cache, compared likewise"
+    )
+    generated_equal_pct: float | None = _column(
+        "prompts whose whole continuation was equal, %; in an ok row the others left it at a near-tie"
+    )
     workload_fingerprint: str = _column("hash of all token ids and batch boundaries; only equal ones are compared", "")
     config_hash: str = _column("hash of the resolved configuration", "")
     valid: bool | None = _column("whether nothing speaks against relying on this measurement")

@@ -129,6 +129,7 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         dtype=c.dtype,
         loadbit=c.loadbit,
         quirks=" ".join(plan.quirks) or None,
+        memory_limit_mb=c.memory_limit_mb,
         noise_floor=c.noise_floor,
         useful_tokens=int(prompts.lengths.sum()),
         longest_prompt_tokens=int(prompts.lengths.max()),
@@ -136,6 +137,8 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         verified_max_abs_diff=outcome.verification.max_abs_diff if outcome.verification.prompts else None,
         verified_max_rel_diff=outcome.verification.max_rel_diff if outcome.verification.prompts else None,
         verified_near_ties=outcome.verification.near_ties,
+        generated_tokens=outcome.verification.generated_tokens if outcome.verification.continued else None,
+        generated_equal_pct=outcome.verification.generated_equal_pct,
         workload_fingerprint=plan.workload_fingerprint,
         config_hash=config_hash(c),
     )
@@ -244,22 +247,25 @@ def _least_seconds(plan: Plan, rates: Rates) -> float:
 
 
 def _add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
-    """Peak memory beside what a prefill must hold at its end: weights, every prompt's KV as delivered, logits."""
+    """Peak memory beside what a prefill must hold at its end: weights, the KV of every prompt's tokens, logits.
+
+    Pads of a cache are no such need, though a GPU has to hold them; nor is the second copy of the weights that a CPU's
+    products are faster with, which counts as the process's, like its libraries.
+    """
     if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
         return
     shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     weights = shape.bytes(0, 0, 0, size) / 2**20
     if not shape.tied:
         weights += size * shape.vocabulary / 2**20
-    batches = zip(outcome.shapes, outcome.batches, strict=True)
     held = max(
-        shape.bytes(len(batch), int(plan.prompts.lengths[batch].max()), plan.logit_positions(*rows_width, batch), size)
-        - shape.bytes(0, 0, 0, size)
-        for rows_width, batch in batches
+        shape.bytes(1, int(plan.prompts.lengths[batch].sum()), len(batch), size) - shape.bytes(0, 0, 0, size)
+        for batch in outcome.batches
     )
     row.must_hold_mb = weights + held / 2**20
-    rest = 0.0 if row.torch_peak_allocated_mb is not None else (row.resident_before_mb or 0.0) - weights
-    row.memory_overhead_pct = 100 * ((row.peak_memory_mb - rest) / row.must_hold_mb - 1)
+    if row.torch_peak_allocated_mb is None:
+        row.resident_rest_mb = (row.resident_before_mb or 0.0) - weights
+    row.memory_overhead_pct = 100 * ((row.peak_memory_mb - (row.resident_rest_mb or 0.0)) / row.must_hold_mb - 1)
 
 
 def _add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:

@@ -1,26 +1,35 @@
-"""The report of a results folder: summary.csv, summary.md and the plots, written below it."""
+"""The report of a results folder: the page, its experiments' files, summary.csv and summary.md, written below it."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.cli import UserError
 from src.measure.records import Record
-from src.report import aggregate, plots, tables
-from src.report.faults import faults_table
+from src.report import aggregate, batch_sizes, beyond, experiments, plots, tables
+from src.report.section import Section
 
+MOST_PANELS = 12  # of the plot of all comparisons
 RATIOS = (
     "Of ideal: a dense forward of the model's own code over as many useful tokens in prompts of equal length, timed in "
     "turns with the methods. Of limit: the least operations or bytes at this machine's measured rates. An offline "
     "method (*) needs all prompts in advance."
 )
+# In the order of the report: the paper's, then what goes beyond it.
+SECTIONS: tuple[Callable[[Sequence[Record]], Section], ...] = (
+    experiments.readme_table, experiments.time_by_dataset, batch_sizes.speedup_by_batch_size, experiments.dataset_level,
+    batch_sizes.batch_cost, batch_sizes.speedup_predictors, beyond.memory_and_utilization, batch_sizes.largest_batch,
+    beyond.generation, beyond.today, beyond.traces, beyond.scaling, beyond.faults,
+)  # fmt: skip
 
 
 def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     """Write the report of all records below ``results_dir`` and return the files, summary.md first.
+
+    A folder that holds records of several machines gets a report of each machine's below ``report/<machine>/``.
 
     Raises:
         UserError: no folder, no readable record in it, or the report cannot be written.
@@ -39,12 +48,9 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir) as folder:
             draft = Path(folder)
-            (draft / "summary.md").write_text(page(groups), encoding="utf-8")
-            aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
-            plots.time_per_batch(groups, draft / "time_per_batch")
-            plots.prompt_lengths(groups, draft / "prompt_lengths")
+            _write(groups, draft)
             written = []
-            for file in sorted(draft.iterdir(), key=lambda file: (file.suffix != ".md", file.name)):
+            for file in sorted(draft.iterdir(), key=lambda file: (file.name != "summary.md", file.name)):
                 os.replace(file, out_dir / file.name)
                 written.append(out_dir / file.name)
     except OSError as error:
@@ -54,23 +60,35 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     return written
 
 
-def page(groups: Sequence[Sequence[Record]]) -> str:
-    """summary.md: every comparison's table, its phases, and where the figures come from."""
+def sections_of(groups: list[list[Record]]) -> dict[str, list[Section]]:
+    """Every experiment's section, by the device that it was measured on."""
+    records = [record for group in groups for record in group]
+    devices = sorted({record.row.device_name for record in records})
+    return {
+        device: [make([record for record in records if record.row.device_name == device]) for make in SECTIONS]
+        for device in devices
+    }
+
+
+def _write(groups: list[list[Record]], draft: Path) -> None:
+    by_device = sections_of(groups)
+    (draft / "summary.md").write_text(page(groups, by_device), encoding="utf-8")
+    aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
+    plots.time_per_batch(groups[-MOST_PANELS:], draft / "time_per_batch")
+    plots.prompt_lengths(groups, draft / "prompt_lengths")
+
+
+def page(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> str:
+    """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
     parts = ["# Prefill measurements", ""]
+    for device, sections in by_device.items():
+        for section in sections:
+            if section.table.body:
+                parts += [f"## {section.title}, {device}", "", section.lead, ""]
+                parts += [tables.markdown(section.table.header, section.table.body), "", *section.notes, ""]
     for group in groups:
         rows = [record.row for record in group]
-        parts += [
-            f"## {tables.title(rows[0])}",
-            "",
-            tables.comparison_table(rows),
-            "",
-            "Mean seconds per batch by phase:",
-            "",
-        ]
-        parts += [tables.phase_table(rows), "", tables.provenance(group), ""]
-    if any(record.row.fraction_of_ideal is not None for group in groups for record in group):
-        parts += ["## Side by side", "", tables.ratio_table(groups), "", RATIOS, ""]
-    if table := faults_table(groups):
-        parts += ["## What each measuring fault is worth", "", "With the fault, over without it:", "", table, ""]
+        parts += [f"## {tables.title(rows[0])}", "", tables.comparison_table(rows), ""]
+        parts += ["Mean seconds per batch by phase:", "", tables.phase_table(rows), "", tables.provenance(group), ""]
     parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from src.config import QUIRKS
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.tables import label, markdown
+from src.report.tables import label
 
 FIGURES = {
     "speedup_over_full_batching": "Speedup",
@@ -22,15 +22,15 @@ SAME_BUT_FOR_THE_FAULT = (
 )  # fmt: skip
 
 
-def faults_table(groups: Sequence[Sequence[Record]]) -> str | None:
-    """The figures with each fault as multiples of the clean ones, in Markdown; None where no row has a fault."""
-    rows = [record.row for group in groups for record in group if record.row.status == "ok"]
+def faults_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """The figures with each fault as multiples of the clean ones: header, rows, and the records of each row."""
+    rows = [record.row for record in records if record.row.status == "ok"]
 
     def kind(row: Row) -> tuple[object, ...]:
         return tuple(getattr(row, name) for name in SAME_BUT_FOR_THE_FAULT)
 
     clean = {kind(row): row for row in rows if not row.quirks}
-    body = []
+    body, sources = [], []
     for row in rows:
         if row.quirks and (base := clean.get(kind(row))):
             pairs = [(getattr(row, name), getattr(base, name)) for name in FIGURES]
@@ -39,4 +39,5 @@ def faults_table(groups: Sequence[Sequence[Record]]) -> str | None:
                 f"{value / reference:.2f}" if value is not None and reference else "" for value, reference in pairs
             ]
             body.append([name, f"{row.metric} {row.protocol}", label(row), *ratios])
-    return markdown(["Fault", "Measured", "Method", *FIGURES.values()], body) if body else None
+            sources.append([row.run_id, base.run_id])
+    return ["Fault", "Measured", "Method", *FIGURES.values()], body, sources

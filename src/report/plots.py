@@ -29,6 +29,9 @@ STYLE: dict[str, dict[str, Any]] = {
     "continuous-batching": {"color": "#D55E00", "hatch": "--"},
     "vllm": {"color": "#F0E442", "hatch": "++"},
 }
+DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")
+MARKERS = dict(zip(DATASETS, "osD^vP", strict=True))
+COLORS = dict(zip(DATASETS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"), strict=True))
 FORMATS = ("png", "svg")
 
 
@@ -65,6 +68,34 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
     axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def bars(panel: Any, rows: Sequence[Row]) -> None:
+    """Horizontal bars of seconds per batch with their 95 % intervals; failures by name."""
+    for place, row in enumerate(rows):
+        if row.seconds_per_batch_mean is None:
+            panel.annotate(row.status, (0, place), va="center", color="#B00020")
+            continue
+        panel.barh(place, row.seconds_per_batch_mean, 0.6, edgecolor="black", linewidth=0.6, **STYLE[row.method])
+        low, high = row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
+        if low is not None and high is not None:
+            mean = row.seconds_per_batch_mean
+            panel.errorbar(mean, place, xerr=[[max(0, mean - low)], [max(0, high - mean)]], color="black", capsize=3)
+    panel.set_yticks(range(len(rows)), [label(row) for row in rows])
+    panel.invert_yaxis()
+    panel.set_xlim(left=0)
+    clear_axes(panel)
+
+
+def whisker(panel: Any, x: float, y: float, low: float | None, high: float | None, color: str = "black") -> None:
+    """A 95 % interval about a point, where there is one."""
+    if low is not None and high is not None:
+        panel.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=color, capsize=2.5, linewidth=1)
+
+
+def clear_axes(panel: Axes) -> None:
+    """No frame above and on the right."""
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]:

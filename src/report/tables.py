@@ -54,13 +54,13 @@ def comparison_table(rows: Sequence[Row]) -> str:
         body.append(
             [
                 label(row) + (" *" if METHODS[row.method].needs_dataset else ""),
-                _number(row.seconds_per_batch_mean, 3) + few,
-                _number(row.max_utilization_pct, 1) + weak,
-                _number(row.peak_memory_mb, 0),
-                _number(row.mean_utilization_pct, 1) + weak,
-                _number(row.seconds_per_batch_std, 3),
-                _number(row.max_utilization_std_pct, 1),
-                _number(row.mean_utilization_std_pct, 1),
+                number(row.seconds_per_batch_mean, 3) + few,
+                number(row.max_utilization_pct, 1) + weak,
+                number(row.peak_memory_mb, 0),
+                number(row.mean_utilization_pct, 1) + weak,
+                number(row.seconds_per_batch_std, 3),
+                number(row.max_utilization_std_pct, 1),
+                number(row.mean_utilization_std_pct, 1),
                 speedup(row),
             ]
         )
@@ -121,9 +121,9 @@ def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
         ordered = (row.speedup_over_length_ordered, row.speedup_over_length_ordered_ci_low,
                    row.speedup_over_length_ordered_ci_high)  # fmt: skip
         ideal = row.fraction_of_ideal, row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high
-        cells = [speedup(row), _with_interval(*ordered, unit="x"), _with_interval(*ideal)]
+        cells = [speedup(row), with_interval(*ordered, unit="x"), with_interval(*ideal)]
         limit = "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.2f}"
-        body.append([*what, name, *cells, limit, _number(row.seconds_per_batch_mean, 3)])
+        body.append([*what, name, *cells, limit, number(row.seconds_per_batch_mean, 3)])
     return markdown(header, body)
 
 
@@ -152,10 +152,11 @@ def speedup(row: Row) -> str:
     if row.speedup_over_full_batching is None:
         return ""
     found = row.speedup_over_full_batching, row.speedup_ci_low, row.speedup_ci_high
-    return _with_interval(*found, unit="x") + (" ‡" if row.intervals_rest_on_few and row.speedup_ci_low else "")
+    return with_interval(*found, unit="x") + (" ‡" if row.intervals_rest_on_few and row.speedup_ci_low else "")
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+def with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+    """``0.81 [0.63, 1.04]``; nothing where there is no value."""
     if value is None:
         return ""
     known = low is not None and high is not None and math.isfinite(low)
@@ -177,5 +178,6 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, body)])
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """With so many digits, ``n/a`` where there is none."""
     return "n/a" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

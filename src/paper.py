@@ -1,0 +1,38 @@
+"""The published figures (arXiv 2404.09529), as results/paper/ has them."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1] / "results" / "paper"
+
+GPU = "NVIDIA A6000"
+LARGER_BATCHES = 16.0  # "up to": abstract
+FASTER_PREFILL = 6.0
+
+
+@functools.cache
+def table(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of ``results/paper/<name>.csv``; none where the project was installed without its results."""
+    path = FOLDER / f"{name}.csv"
+    if not path.is_file():
+        return ()
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def find(name: str, column: str, **where: object) -> float | None:
+    """The figure in ``column`` of the row where all columns named equal what is given; None where there is none."""
+    for row in table(name):
+        if all(row[key] == str(value) for key, value in where.items()):
+            return float(row[column])
+    return None
+
+
+def speedup(model: str, dataset: str, batch_size: int) -> float | None:
+    """Prefill speedup of prepacking over full-batching."""
+    return find(
+        "speedup_by_batch_size", "speedup_full_over_prepacking", model=model, dataset=dataset, batch_size=batch_size
+    )

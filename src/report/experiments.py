@@ -1,0 +1,255 @@
+"""Sections of the paper's experiments on time: ours beside the published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from src import paper
+from src.measure.records import Record
+from src.measure.row import Row
+from src.report.plots import STYLE, bars, clear_axes, whisker
+from src.report.section import Claim, Section, Table
+from src.report.select import (
+    BASE,
+    DATASETS,
+    MODELS,
+    ORDERED,
+    PACKED,
+    WHOLE,
+    clean,
+    differences,
+    judged,
+    model_name,
+    one_protocol,
+    order,
+    pairs,
+    ratio_to,
+    seconds,
+)  # fmt: skip
+from src.report.tables import UNITS, label, notes, number, speedup
+
+
+def readme_table(records: Sequence[Record]) -> Section:
+    """The authors' example table."""
+    section = Section(
+        "readme_table", "The authors' example table (their README)",
+        "Prepacking, full-batching and length-ordered batching on MMLU; the authors' figures are of Llama2-1.3B in "
+        "batches of 64 on an NVIDIA A6000.",
+    )  # fmt: skip
+    rows = clean(records, dataset="mmlu", method=(PACKED, BASE, ORDERED), protocol="paper", batch_size=(32, 64))
+    rows = [row for row in rows if row.batch_size == max((row.batch_size for row in rows), default=0)]
+    groups = pairs(rows, "model", "loadbit", "batch_size", "metric")
+    body, sources, shown = [], [], []
+    for (_, _, size, metric), methods in groups.items():
+        for name in (PACKED, BASE, ORDERED):
+            if not (row := methods.get(name)):
+                continue
+            theirs = {column: paper.find("readme_example_table", column, method=name) for column in
+                      ("avg_prefill_s_per_batch", "max_gpu_memory_mb")} if metric == "prefill" else {}  # fmt: skip
+            body.append([
+                label(row), UNITS[row.metric], model_name(row), str(size), seconds(row),
+                number(row.max_utilization_pct, 0), number(row.peak_memory_mb, 0), number(row.mean_utilization_pct, 0),
+                number(row.seconds_per_batch_std, 3), speedup(row),
+                *(number(theirs[key], digits) if theirs else "" for key, digits in
+                  (("avg_prefill_s_per_batch", 3), ("max_gpu_memory_mb", 0))),
+                _readme_speedup(name) if theirs else "",
+            ])  # fmt: skip
+            sources.append([row.run_id])
+            shown.append(row)
+    section.table = Table(
+        ("Method", "Metric", "Model", "Batch", "s / batch", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
+         "Std (s)", "Speedup over full-batching", "Paper: s / batch", "Paper: peak memory (MB)", "Paper: speedup"),
+        body, sources,
+    )  # fmt: skip
+    section.notes = notes(shown)[1:] if shown else []
+    packed = next((methods.get(PACKED) for (*_, metric), methods in groups.items() if metric == "prefill"), None)
+    published = paper.find("readme_example_table", "avg_prefill_s_per_batch", method=BASE)
+    theirs_packed = paper.find("readme_example_table", "avg_prefill_s_per_batch", method=PACKED)
+    section.claims = [
+        judged(
+            "Prepacking prefills batches of 64 MMLU prompts five times as fast as full-batching",
+            packed, packed.speedup_over_full_batching if packed else None,
+            published / theirs_packed if published and theirs_packed else None,
+            interval=(packed.speedup_ci_low, packed.speedup_ci_high) if packed else (None, None), batch_size=64,
+        )
+    ]  # fmt: skip
+    if shown:
+        figure, axes = plt.subplots(
+            1, len(groups), figsize=(5.2 * len(groups), 2.6), squeeze=False, layout="constrained"
+        )
+        for panel, ((_, _, size, metric), methods) in zip(axes.flat, groups.items(), strict=True):
+            bars(panel, [methods[name] for name in (PACKED, BASE, ORDERED) if name in methods])
+            panel.set_xlabel(f"{UNITS[str(metric)]}, seconds per batch of {size} (95 % interval)")
+        section.figure = figure
+    return section
+
+
+def time_by_dataset(records: Sequence[Record]) -> Section:
+    """Seconds per batch of 16 by dataset, metric and model."""
+    section = Section(
+        "time_by_dataset", "Time per batch by dataset (figures of prefill and TTFT time)",
+        "Batches of 16 prompts from six datasets. The paper's speedup is of the same model where it has it, else of "
+        "Llama2-1.3B.",
+    )  # fmt: skip
+    rows = one_protocol(clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16))
+    groups = pairs(rows, "metric", "model", "loadbit", "dataset")
+    groups = {key: found for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], order(item[0][3])))}  # type: ignore[arg-type]
+    body, sources = [], []
+    for (metric, model, _, dataset), methods in groups.items():
+        asked = {"metric": metric, "dataset": dataset, "model": model if model in MODELS else "llama2-1.3b"}
+        theirs = [paper.find("time_per_batch_by_dataset", "seconds_per_batch", method=name, **asked)
+                  for name in (BASE, PACKED)]  # fmt: skip
+        ratio = theirs[0] / theirs[1] if theirs[0] and theirs[1] else None
+        found = [methods.get(name) for name in (PACKED, BASE, ORDERED)]
+        packed = found[0]
+        body.append([
+            str(dataset), UNITS[str(metric)], model_name(next(iter(methods.values()))),
+            *(seconds(row) for row in found), speedup(packed) if packed else "", number(ratio, 2) + "x",
+            ratio_to(packed.speedup_over_full_batching if packed else None, ratio),
+        ])  # fmt: skip
+        sources.append([row.run_id for row in methods.values()])
+    section.table = Table(
+        ("Dataset", "Metric", "Model", "Prepacking (s)", "Full-batching (s)", "Length-ordered * (s)",
+         "Speedup over full-batching", "Paper: speedup", "Ours / paper's"), body, sources,
+    )  # fmt: skip
+    section.notes = notes(rows)[1:] if rows else []
+    for metric in ("prefill", "ttft"):
+        done = [m for (kind, *_), m in groups.items() if kind == metric and {PACKED, BASE} <= m.keys()]
+        faster = [m[PACKED] for m in done if m[PACKED].speedup_verdict == "faster"]
+        text = f"Prepacking is faster than full-batching on every dataset ({UNITS[metric]}, batches of 16)"
+        if done:
+            all_of_them = len(faster) == len(done)
+            why = "" if all_of_them else "the interval of the others reaches the noise floor, or a run failed"
+            section.claims.append(Claim(text, "6 of 6 datasets", f"{len(faster)} of {len(done)}",
+                                        "agrees" if all_of_them else "differs", why))  # fmt: skip
+        else:
+            section.claims.append(Claim(text, "6 of 6 datasets", "", "not run", "nothing was recorded for it"))
+    if groups:
+        section.figure = _bars_by_dataset(groups)
+    return section
+
+
+def _bars_by_dataset(groups: dict[tuple[Any, ...], dict[str, Row]]) -> Any:
+    panels = list(dict.fromkeys(key[:3] for key in groups))
+    lines = -(-len(panels) // 2)
+    figure, axes = plt.subplots(lines, min(2, len(panels)), figsize=(6.2 * min(2, len(panels)), 3.4 * lines),
+                                squeeze=False, layout="constrained")  # fmt: skip
+    for panel, kind in zip(axes.flat, panels, strict=False):
+        of_kind = {key[3]: methods for key, methods in groups.items() if key[:3] == kind}
+        for place, name in enumerate((PACKED, BASE, ORDERED)):
+            for column, methods in enumerate(of_kind.values()):
+                row, x = methods.get(name), column + 0.27 * (place - 1)
+                if row is None or row.seconds_per_batch_mean is None:
+                    panel.annotate(
+                        row.status if row else "", (x, 0), rotation=90, ha="center", va="bottom", color="#B00020"
+                    )
+                    continue
+                panel.bar(x, row.seconds_per_batch_mean, 0.25, edgecolor="black", linewidth=0.5,
+                          label=name if not column else None, **STYLE[name])  # fmt: skip
+                whisker(
+                    panel, x, row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
+                )
+        panel.set_xticks(range(len(of_kind)), of_kind, fontsize=8)
+        panel.set_ylabel("seconds per batch")
+        panel.set_ylim(bottom=0)
+        panel.set_title(
+            f"{UNITS[kind[0]]}, {MODELS.get(kind[1], kind[1])}, batches of 16, mean and 95 % interval", fontsize=9
+        )
+        clear_axes(panel)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def dataset_level(records: Sequence[Record]) -> Section:
+    """Seconds per prompt where the dataset is known in advance."""
+    section = Section(
+        "dataset_level", "Packing or sorting the whole dataset (figure of prefill time per prompt)",
+        "Milliseconds per prompt of four methods. Dataset-prepacking (packing timed) and length-ordered (*) need all "
+        "prompts in advance.",
+    )  # fmt: skip
+    names = (PACKED, WHOLE, BASE, ORDERED)
+    rows = one_protocol(clean(records, dataset=DATASETS, metric="prefill"))
+    groups = {
+        key: m
+        for key, m in pairs(rows, "model", "loadbit", "dataset", "batch_size", "num_prompts").items()
+        if WHOLE in m
+    }
+    body, sources = [], []
+    for (model, _, dataset, size, _), methods in sorted(
+        groups.items(), key=lambda item: str(item[0][:2]) + f"{item[0][3]:3}"
+    ):
+        asked = {"model": model if model in MODELS else "llama2-1.3b", "dataset": dataset, "batch_size": size}
+        theirs = [
+            paper.find("dataset_level_prefill_per_prompt", "prefill_s_per_prompt", method=name, **asked)
+            for name in names
+        ]
+        body.append([str(dataset), model_name(methods[WHOLE]), str(size),
+                     *(_per_prompt(methods.get(name)) for name in names),
+                     *("" if value is None else f"{1000 * value:.2f}" for value in theirs)])  # fmt: skip
+        sources.append([row.run_id for row in methods.values()])
+    section.table = Table(
+        ("Dataset", "Model", "Batch", *(f"{name} (ms)" for name in names), *(f"Paper: {name} (ms)" for name in names)),
+        body, sources,
+    )  # fmt: skip
+    section.notes = notes([row for m in groups.values() for row in m.values() if row.status != "ok"])[1:]
+    text = "Packing the whole dataset takes least time per prompt at every batch size"
+    complete = [m for m in groups.values() if set(names) <= m.keys() and all(row.status == "ok" for row in m.values())]
+    if complete:
+
+        def cost(row: Row) -> float:
+            return row.seconds_per_prompt_mean or np.inf
+
+        first = sum(cost(m[WHOLE]) <= 1.02 * min(cost(m[name]) for name in (PACKED, BASE, ORDERED)) for m in complete)
+        why = "" if first == len(complete) else differences(complete[0][WHOLE]) + "; packing is timed here"
+        section.claims.append(Claim(text, "on mmlu and alpaca", f"{first} of {len(complete)} batch sizes",
+                                    "agrees" if first == len(complete) else "differs", why))  # fmt: skip
+        section.figure = _per_prompt_curves(groups, names)
+    else:
+        section.claims.append(Claim(text, "on mmlu and alpaca", "", "not run", "nothing was recorded for it"))
+    return section
+
+
+def _per_prompt(row: Row | None) -> str:
+    if row is None or row.seconds_per_prompt_mean is None:
+        return row.status if row else ""
+    return f"{1000 * row.seconds_per_prompt_mean:.2f}"
+
+
+def _per_prompt_curves(groups: dict[tuple[Any, ...], dict[str, Row]], names: Sequence[str]) -> Any:
+    model, _, dataset = next(iter(groups))[:3]
+    figure, (ours, theirs) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for name, marker in zip(names, "osD^", strict=True):
+        style: dict[str, Any] = {"marker": marker, "color": STYLE[name]["color"], "label": name, "linewidth": 1.4}
+        points = sorted(
+            (key[3], 1000 * (m[name].seconds_per_prompt_mean or 0.0)) for key, m in groups.items()
+            if key[0] == model and key[2] == dataset and name in m and m[name].seconds_per_prompt_mean
+        )  # fmt: skip
+        ours.plot([x for x, _ in points], [y for _, y in points], **style)
+        known = [(int(row["batch_size"]), 1000 * float(row["prefill_s_per_prompt"]))
+                 for row in paper.table("dataset_level_prefill_per_prompt")
+                 if (row["model"], row["dataset"], row["method"]) == ("llama2-1.3b", dataset, name)]  # fmt: skip
+        theirs.plot([x for x, _ in known], [y for _, y in known], linestyle="--", **style)
+    for panel, title in (
+        (ours, f"here: {MODELS.get(model, model)}, {dataset}"),
+        (theirs, f"paper: Llama2-1.3B, {dataset}"),
+    ):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks((8, 16, 32), ("8", "16", "32"))
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("batch size (prompts; dataset-prepacking: bins)")
+        panel.set_ylabel("ms per prompt")
+        panel.set_title(title, fontsize=9)
+        clear_axes(panel)
+    ours.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _readme_speedup(method: str) -> str:
+    base, own = (paper.find("readme_example_table", "avg_prefill_s_per_batch", method=name) for name in (BASE, method))
+    return f"{base / own:.2f}x" if base and own else ""

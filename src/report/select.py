@@ -1,0 +1,101 @@
+"""Rows for a section: the clean ones of a kind, and what sets them apart from the paper's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from src import paper
+from src.measure.records import Record
+from src.measure.row import Row
+from src.report.plots import DATASETS
+from src.report.section import Claim
+
+MODELS = {
+    "llama2-1.3b": "Llama2-1.3B",
+    "llama2-7b": "Llama2-7B",
+    "llama2-13b": "Llama2-13B",
+    "mistral-7b": "Mistral-7B",
+}
+BASE, PACKED, ORDERED, WHOLE = "full-batching", "prepacking", "length-ordered", "dataset-prepacking"
+CLOSE = 0.25  # a figure agrees with the paper's within this share of it, or where its interval holds it
+
+
+def clean(records: Iterable[Record], **where: object) -> list[Row]:
+    """Rows measured without faults on demand whose columns have the values given (or one of those, for a tuple)."""
+    rows = [record.row for record in records if not record.row.quirks]
+    for column, value in where.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        rows = [row for row in rows if getattr(row, column) in allowed]
+    return rows
+
+
+def one_protocol(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the protocol that covers most; of two that cover as much, the paper's."""
+    covered = Counter(row.protocol for row in rows)
+    if not covered:
+        return []
+    best = max(covered, key=lambda protocol: (covered[protocol], protocol == "paper"))
+    return [row for row in rows if row.protocol == best]
+
+
+def pairs(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
+    """The rows of each combination of columns by method; of two of one kind the newer one."""
+    found: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: row.created_at):
+        found.setdefault(tuple(getattr(row, column) for column in columns), {})[row.method] = row
+    return found
+
+
+def order(dataset: str) -> tuple[int, str]:
+    """Datasets in the paper's order, others after them."""
+    return (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset)
+
+
+def judged(
+    text: str, row: Row | None, ours: float | None, published: float | None, unit: str = "x",
+    interval: tuple[float | None, float | None] = (None, None), batch_size: int | None = None,
+) -> Claim:  # fmt: skip
+    """A claim with a figure, ours beside the paper's: it agrees within ``CLOSE``, or where the interval holds it."""
+    theirs = "" if published is None else f"{published:.2f}{unit}"
+    if row is None or ours is None or published is None:
+        return Claim(text, theirs, "", "not run", "nothing was recorded for it")
+    low, high = interval
+    shown = f"{ours:.2f}{unit}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
+    inside = low is not None and high is not None and low <= published <= high
+    if inside or abs(ours / published - 1) <= CLOSE:
+        return Claim(text, theirs, shown, "agrees")
+    return Claim(text, theirs, shown, "differs", differences(row, batch_size))
+
+
+def differences(row: Row, batch_size: int | None = None) -> str:
+    """What sets a row's measurement apart from the paper's, in words."""
+    found = []
+    if "A6000" not in row.device_name:
+        found.append(f"{row.device_name} instead of {paper.GPU}")
+    if row.model not in MODELS:
+        found.append(f"{row.model} instead of Llama2-1.3B")
+    if batch_size is not None and row.batch_size != batch_size:
+        found.append(f"batches of {row.batch_size} instead of {batch_size}")
+    if row.protocol != "paper":
+        found.append("identical work for all methods, logits at last positions only")
+    if row.num_prompts < 1000:
+        found.append(f"{row.num_prompts:,} prompts instead of 1,000")
+    return "; ".join(found) or "faults of the original measurement (results/paper/README.md)"
+
+
+def model_name(row: Row) -> str:
+    """As the paper writes it, with the bits of its weights."""
+    return MODELS.get(row.model, row.model) + ("" if row.loadbit == "none" else f" {row.loadbit}-bit")
+
+
+def seconds(row: Row | None) -> str:
+    """Mean seconds per batch, or what became of it."""
+    if row is None:
+        return ""
+    return row.status if row.seconds_per_batch_mean is None else f"{row.seconds_per_batch_mean:.3f}"
+
+
+def ratio_to(ours: float | None, theirs: float | None) -> str:
+    """Ours over theirs."""
+    return "" if not ours or not theirs else f"{ours / theirs:.2f}"
