@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
 SMALLEST_PRODUCT = 128
 LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}
+USUAL_PRODUCT = {"cpu": 512, "cuda": 4096}
 PRODUCTS = 5  # of each size
 PRODUCT_SECONDS = 0.8
 
@@ -105,8 +106,9 @@ def _seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @functools.cache
 def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """``matmul_rate`` as measured once in this process: good enough to estimate how long a run will take."""
-    return matmul_rate(device, dtype)
+    """The rate of products of one size, in hundredths of a second: good enough to say how long a run will take."""
+    a, b = (torch.randn(USUAL_PRODUCT[device.type], USUAL_PRODUCT[device.type], device=device).to(dtype) for _ in "ab")
+    return 2.0 * len(a) ** 3 / min(_seconds_of_product(a, b) for _ in range(3))
 
 
 def in_words(seconds: float) -> str:

@@ -68,8 +68,12 @@ def device_name(device: torch.device) -> str:
 
 def machine_slug(device: torch.device) -> str:
     """The name of this machine's folder below results/: lower case, no spaces, nothing private."""
-    name = device_name(device).replace("(R)", "").replace("(TM)", "")
-    return re.sub(r"[^a-z0-9]+", "-", f"{device.type if device.type == 'cpu' else ''} {name}".lower()).strip("-")
+    return slug(f"{device.type if device.type == 'cpu' else ''} {device_name(device)}")
+
+
+def slug(name: str) -> str:
+    """A device's name as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.replace("(R)", "").replace("(TM)", "").lower()).strip("-")
 
 
 def cores() -> int:

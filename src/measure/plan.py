@@ -64,6 +64,11 @@ class Outcome:
     status: str = "ok"
     reason: str | None = None
 
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Seconds of each sample, [repeats, batches]."""
+        return np.array([[sample["seconds"] for sample in done.samples] for done in self.passes])
+
     def fail(self, status: str, reason: str) -> None:
         """Take the method out of the comparison; it keeps a row that says why."""
         self.status, self.reason, self.passes = status, reason, []

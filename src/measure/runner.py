@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from src.cli import UserError, warn
 from src.config import as_dict
-from src.measure import estimate, machine, records
+from src.measure import machine, records
+from src.measure.fitting import leave_out_what_cannot_fit, skip_dominated
 from src.measure.limit import measure_rates
 from src.measure.memory import PeakMemory, keep_freed_memory
 from src.measure.overhead import sampler_overhead
@@ -52,8 +53,8 @@ def run(plan: Plan) -> list[Record]:
     counters, made = counters_for(plan.device), machine.manifest(plan.device)
     PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
     if not plan.config.rerun:
-        _skip_dominated(plan)
-    _leave_out_what_cannot_fit(plan)
+        skip_dominated(plan)
+    leave_out_what_cannot_fit(plan)
     try:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
             model = load_model(plan.source, plan.device, plan.dtype, plan.config.loadbit, plan.config.seed)
@@ -79,59 +80,6 @@ def run(plan: Plan) -> list[Record]:
     return finished
 
 
-def _leave_out_what_cannot_fit(plan: Plan) -> None:
-    """On a CPU running out of memory kills the process: refuse beforehand what is sure not to fit."""
-    available = machine.available_mb()
-    if plan.device.type != "cpu" or available is None:
-        return
-    shape, size = estimate.Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
-    for outcome in plan.outcomes:
-        needed = max(
-            shape.bytes(*rows_width, plan.logit_positions(*rows_width, batch), size) / 2**20
-            for rows_width, batch in zip(outcome.shapes, outcome.batches, strict=True)
-        )
-        if needed > available:
-            outcome.fail("oom", f"its largest batch needs at least {needed:,.0f} MB, {available:,.0f} MB are available")
-
-
-def _skip_dominated(plan: Plan) -> None:
-    """What ran out of memory with fewer prompts at once, all else being equal, is not tried with more."""
-    mine = _kind(as_dict(plan.config))
-    for folder, record in records.read_all(plan.results_dir):
-        row = record.row
-        if (
-            row.status != "oom"
-            or row.batch_size > plan.config.batch_size
-            or row.device_name != machine.device_name(plan.device)
-        ):
-            continue
-        if _kind(records.read_config(folder)) != mine:
-            continue
-        for outcome in plan.outcomes:
-            same = outcome.method.name == row.method and row.run_id != plan.run_id(outcome.method)
-            if same and outcome.status == "ok":
-                outcome.fail("skipped", f"dominated: memory ran out at batch size {row.batch_size} ({row.run_id})")
-
-
-def _kind(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration less what does not raise or lower the memory that a batch of some size needs."""
-    apart = [
-        "batch_size",
-        "method",
-        "methods",
-        "repeats",
-        "warmup",
-        "verify_batches",
-        "generate_tokens",
-        "sampler_interval_s",
-        "results_dir",
-        "rerun",
-        "isolate",
-        "timeout_s",
-    ]
-    return {key: value for key, value in config.items() if key not in apart}
-
-
 def _status(error: BaseException) -> tuple[str, str]:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
@@ -153,7 +101,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
         try:
             outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
-            if outcome.method.name == "vllm":  # its weights are its own: nothing to compare with
+            if outcome.method.apart:  # its weights are its own: nothing to compare with
                 continue
             if not outcome.method.serves:
                 asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
@@ -173,7 +121,7 @@ def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
     if not outcome.method.serves:
         return make_engine(model, outcome.method, plan.how)
     lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
-    if outcome.method.name == "vllm":
+    if outcome.method.apart:
         return Vllm(plan.source.config, plan.dtype, plan.device, lengths, torch.get_num_threads())
     from src.prefill.serving import ContinuousBatching  # where it is asked for: its library takes seconds to import
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from src import stats
 from src.config import Config, as_dict, config_hash
-from src.measure.estimate import Shape
-from src.measure.limit import Rates, limit_seconds
 from src.measure.machine import device_name, manifest, pick_device
-from src.measure.plan import Outcome, Pass, Plan
+from src.measure.plan import Outcome, Plan
 from src.measure.records import Record
 from src.measure.row import Row
-from src.measure.sampler import Usage
-from src.measure.validity import Evidence, invalid_reasons
+from src.measure.telemetry import add_memory, add_overhead, add_usage, add_validity, least_seconds
 from src.prefill.methods import PHASES
 
 BASELINE, ORDERED = "full-batching", "length-ordered"
@@ -74,11 +69,6 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def seconds_of(passes: list[Pass]) -> NDArray[np.float64]:
-    """Seconds of each sample, [repeats, batches]."""
-    return np.array([[sample["seconds"] for sample in done.samples] for done in passes])
-
-
 def precise(outcomes: list[Outcome], wanted: float) -> bool:
     """Whether every method's interval is narrower than ± ``wanted``, a share of its value.
 
@@ -87,13 +77,13 @@ def precise(outcomes: list[Outcome], wanted: float) -> bool:
     going = [outcome for outcome in outcomes if outcome.passes]
     base = next((outcome for outcome in going if outcome.method.name == BASELINE), None)
     for outcome in going:
-        own, draws = seconds_of(outcome.passes), not outcome.method.needs_dataset
+        own, draws = outcome.seconds, not outcome.method.needs_dataset
         if base is None or len(going) == 1:
             found = stats.mean_interval(own, draws)
         elif outcome is base:
             continue
         else:
-            found = stats.speedup_interval(seconds_of(base.passes), own, draws)
+            found = stats.speedup_interval(base.seconds, own, draws)
         if found.precision > wanted:
             return False
     return True
@@ -145,13 +135,13 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
     if outcome.passes:
         _add_times(row, outcome)
         kept = outcome.passes[-1:] if "last-run-only" in plan.quirks else outcome.passes
-        if method.name != "vllm":  # another process, which these counters do not see
-            _add_memory(row, kept)
-            _add_overhead(row, plan, outcome)
-        _add_usage(row, outcome, kept)
-        if method.name == "vllm":
+        if not method.apart:
+            add_memory(row, kept)
+            add_overhead(row, plan, outcome)
+        add_usage(row, outcome, kept)
+        if method.apart:
             row.max_utilization_pct = row.mean_utilization_pct = None
-        _add_validity(row, outcome, tree_dirty)
+        add_validity(row, outcome, tree_dirty)
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
         if BASELINE in measured:
@@ -166,18 +156,18 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
             row.fraction_of_ideal = found.value
             row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high = found.low, found.high
         if plan.rates:
-            row.fraction_of_limit = _least_seconds(plan, plan.rates) / float(seconds_of(outcome.passes).sum(1).mean())
+            row.fraction_of_limit = least_seconds(plan, plan.rates) / float(outcome.seconds.sum(1).mean())
     return row
 
 
 def _side_by_side(base: Outcome, own: Outcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Seconds of the repeats that both have, [repeats, batches] each."""
     repeats = min(len(base.passes), len(own.passes))
-    return seconds_of(base.passes)[:repeats], seconds_of(own.passes)[:repeats]
+    return base.seconds[:repeats], own.seconds[:repeats]
 
 
 def _add_times(row: Row, outcome: Outcome) -> None:
-    seconds = seconds_of(outcome.passes)
+    seconds = outcome.seconds
     samples = outcome.passes[0].samples
     mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.needs_dataset)
     row.seconds_per_batch_mean = mean.value
@@ -191,7 +181,7 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
     row.padding_ratio = row.computed_tokens / row.useful_tokens
-    if outcome.method.name != "vllm":  # between its clock and ours lies the pipe
+    if not outcome.method.apart:  # between another process's clock and ours lies the pipe
         wall = sum(done.wall_seconds for done in outcome.passes)
         row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
@@ -210,120 +200,3 @@ def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], s
     row.speedup_over_full_batching = speedup.value
     row.speedup_ci_low, row.speedup_ci_high = speedup.low, speedup.high
     row.speedup_verdict = speedup.verdict(row.noise_floor or 0.0)
-
-
-def _largest(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _spread(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.std(known)) if known else None
-
-
-def _add_memory(row: Row, passes: list[Pass]) -> None:
-    row.torch_peak_allocated_mb = _largest(done.peak.allocated_mb for done in passes)
-    row.torch_peak_reserved_mb = _largest(done.peak.reserved_mb for done in passes)
-    row.resident_peak_mb = _largest(done.peak.resident_mb for done in passes)
-    row.resident_before_mb = _mean(done.peak.resident_before_mb for done in passes)
-    on_gpu = row.torch_peak_allocated_mb is not None
-    row.peak_memory_mb = row.torch_peak_allocated_mb if on_gpu else row.resident_peak_mb
-    row.peak_memory_source = "torch allocated" if on_gpu else "process resident" if row.resident_peak_mb else None
-    if on_gpu:
-        row.nvml_process_memory_mb = _largest(done.usage.max_memory_mb for done in passes)
-
-
-def _least_seconds(plan: Plan, rates: Rates) -> float:
-    """What a pass over the batches takes at least at this machine's rates."""
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
-    weight_size = {"none": None, "8": 1.0, "4": 0.5}[plan.config.loadbit]
-    lengths = (plan.prompts.lengths[batch] for batch in plan.shuffled)
-    return sum(limit_seconds(shape, each, size, rates, weight_size) for each in lengths)
-
-
-def _add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
-    """Peak memory beside what a prefill must hold at its end: weights, the KV of every prompt's tokens, logits.
-
-    Pads of a cache are no such need, though a GPU has to hold them; nor is the second copy of the weights that a CPU's
-    products are faster with, which counts as the process's, like its libraries.
-    """
-    if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
-        return
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
-    weights = shape.bytes(0, 0, 0, size) / 2**20
-    if not shape.tied:
-        weights += size * shape.vocabulary / 2**20
-    held = max(
-        shape.bytes(1, int(plan.prompts.lengths[batch].sum()), len(batch), size) - shape.bytes(0, 0, 0, size)
-        for batch in outcome.batches
-    )
-    row.must_hold_mb = weights + held / 2**20
-    if row.torch_peak_allocated_mb is None:
-        row.resident_rest_mb = (row.resident_before_mb or 0.0) - weights
-    row.memory_overhead_pct = 100 * ((row.peak_memory_mb - (row.resident_rest_mb or 0.0)) / row.must_hold_mb - 1)
-
-
-def _add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:
-    """Utilization from the loop where there was one; everything else from the passes, and the loop beside them."""
-    passes, loop = [done.usage for done in kept], outcome.loop
-    believed = [loop.usage] if loop else passes
-    row.max_utilization_pct = _mean(usage.max_utilization_pct for usage in believed)
-    row.mean_utilization_pct = _mean(usage.mean_utilization_pct for usage in believed)
-    row.mean_memory_utilization_pct = _mean(usage.mean_memory_utilization_pct for usage in believed)
-    if not loop:  # a single loop has no spread over repeats
-        row.max_utilization_std_pct = _spread(usage.max_utilization_pct for usage in passes)
-        row.mean_utilization_std_pct = _spread(usage.mean_utilization_pct for usage in passes)
-    row.utilization_source = passes[0].source
-    row.utilization_windows = min(usage.windows for usage in believed)
-    row.utilization_valid = all(usage.valid for usage in believed)
-    row.utilization_loop_s = loop.seconds if loop else None
-    row.energy_j = _mean(usage.energy_j for usage in passes)
-    row.sampler_readings = sum(usage.readings for usage in passes)
-    spans = _spans(outcome)
-    row.power_mean_w = _mean(usage.mean_power_w for usage in spans)
-    row.sm_clock_mean_mhz = _mean(usage.mean_sm_clock_mhz for usage in spans)
-    row.memory_clock_mean_mhz = _mean(usage.mean_memory_clock_mhz for usage in spans)
-    row.temperature_max_c = _largest(usage.max_temperature_c for usage in spans)
-    row.device_memory_used_mb = _largest(usage.max_device_memory_mb for usage in spans)
-    others = _largest(usage.other_processes for usage in spans)
-    row.other_gpu_processes = None if others is None else int(others)
-    row.other_gpu_processes_mb = _largest(usage.other_processes_mb for usage in spans)
-    if any(usage.throttle_reasons is not None for usage in spans):
-        row.throttle_reasons = ", ".join(_throttled(spans)) or "none"
-    gaps: dict[str, str] = {}
-    for usage in spans:
-        for name, reason in usage.gaps.items():
-            gaps.setdefault(name, reason)
-    row.telemetry_gaps = "; ".join(f"{name}: {reason}" for name, reason in gaps.items()) or None
-
-
-def _spans(outcome: Outcome) -> list[Usage]:
-    return [*(done.usage for done in outcome.passes), *([outcome.loop.usage] if outcome.loop else [])]
-
-
-def _throttled(spans: list[Usage]) -> list[str]:
-    return sorted({reason for usage in spans for reason in usage.throttle_reasons or ()})
-
-
-def _add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
-    spans = _spans(outcome)
-    low = [usage.min_sm_clock_mhz for usage in spans if usage.min_sm_clock_mhz is not None]
-    high = [usage.max_sm_clock_mhz for usage in spans if usage.max_sm_clock_mhz is not None]
-    reasons = invalid_reasons(
-        Evidence(
-            pass_seconds=seconds_of(outcome.passes).sum(1).tolist(),
-            utilization_valid=bool(row.utilization_valid),
-            sm_clocks_mhz=(min(low), max(high)) if low and high else None,
-            throttle_reasons=_throttled(spans),
-            other_processes=row.other_gpu_processes,
-            tree_dirty=tree_dirty,
-            quirks=row.quirks,
-            swapped_mb=_largest(done.peak.swapped_mb for done in outcome.passes),
-        )
-    )
-    row.valid, row.invalid_reasons = not reasons, "; ".join(reasons) or None

@@ -35,12 +35,15 @@ class Method:
             prompt), or ``batch`` (all prompts in one row, no padding).
         needs_dataset: an offline oracle, which needs all prompts before its first batch, and so has batches of its own.
         serves: a serving engine, which orders, batches and caches by rules of its own.
+        apart: a process of its own computes it, with weights of its own: nothing to verify it against, and counters of
+            this process do not see it.
     """
 
     name: str
     rows: str = "prompt"
     needs_dataset: bool = False
     serves: bool = False
+    apart: bool = False
 
     @property
     def packs(self) -> bool:
@@ -66,7 +69,7 @@ METHODS = {
         Method("dataset-prepacking", rows="bin", needs_dataset=True),
         Method("padding-free", rows="batch"),
         Method("continuous-batching", rows="batch", serves=True),
-        Method("vllm", rows="batch", serves=True),
+        Method("vllm", rows="batch", serves=True, apart=True),
     )
 }
 

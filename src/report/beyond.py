@@ -157,7 +157,7 @@ def today(records: Sequence[Record]) -> Section:
         "operations or bytes at this machine's measured rates. An offline method (*) needs all prompts in advance.",
     )  # fmt: skip
     rows = [row for row in clean(records, protocol="modern", metric="ttft") if not row.dataset.startswith("azure")]
-    _ratios(section, rows, lambda methods: bool({"padding-free", "continuous-batching", "vllm"} & methods.keys()))
+    _ratios(section, rows, lambda methods: any(name == "padding-free" or METHODS[name].serves for name in methods))
     return section
 
 

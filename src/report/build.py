@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.cli import UserError
+from src.measure.machine import slug
 from src.measure.records import Record
-from src.report import aggregate, batch_sizes, beyond, experiments, plots, tables
+from src.report import aggregate, batch_sizes, beyond, experiments, page, plots, tables
+from src.report.claims import claims_lines
 from src.report.section import Section
 
 MOST_PANELS = 12  # of the plot of all comparisons
@@ -48,9 +51,11 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir) as folder:
             draft = Path(folder)
-            _write(groups, draft)
+            _write(groups, results_dir, draft, out_dir)
             written = []
             for file in sorted(draft.iterdir(), key=lambda file: (file.name != "summary.md", file.name)):
+                if file.is_dir():  # one of several machines'
+                    shutil.rmtree(out_dir / file.name, ignore_errors=True)
                 os.replace(file, out_dir / file.name)
                 written.append(out_dir / file.name)
     except OSError as error:
@@ -70,17 +75,38 @@ def sections_of(groups: list[list[Record]]) -> dict[str, list[Section]]:
     }
 
 
-def _write(groups: list[list[Record]], draft: Path) -> None:
+def _write(groups: list[list[Record]], results_dir: Path, draft: Path, out_dir: Path) -> None:
     by_device = sections_of(groups)
-    (draft / "summary.md").write_text(page(groups, by_device), encoding="utf-8")
+    for device, sections in by_device.items():
+        folder = draft if len(by_device) == 1 else draft / slug(device)
+        folder.mkdir(exist_ok=True)
+        for section in sections:
+            if section.table.body:
+                page.write_section(section, folder)
+        records = [record for group in groups for record in group if record.row.device_name == device]
+        final = out_dir if folder is draft else out_dir / folder.name
+        # Where the report lies elsewhere, its links would tell the reader of other folders of this machine.
+        inside = final.resolve().is_relative_to(results_dir.resolve())
+        places = [os.path.relpath(record.folder, final) if inside and record.folder else "" for record in records]
+        measured = sum(bool(section.table.body) for section in sections)
+        subtitle = f"{measured} experiments, {len(records)} records; {aggregate.versions(records)}"
+        html = page.render(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)))
+        (folder / "report.html").write_text(html, encoding="utf-8")
+        for section in sections:
+            if section.figure:
+                plots.close(section.figure)
+    (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
     plots.time_per_batch(groups[-MOST_PANELS:], draft / "time_per_batch")
     plots.prompt_lengths(groups, draft / "prompt_lengths")
 
 
-def page(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> str:
+def summary(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> str:
     """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
     parts = ["# Prefill measurements", ""]
+    for device, sections in by_device.items():
+        if any(section.table.body for section in sections):
+            parts += [f"## The paper's claims on {device}", "", *claims_lines(sections), ""]
     for device, sections in by_device.items():
         for section in sections:
             if section.table.body:

@@ -44,7 +44,9 @@ def time_per_batch(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_axis_off()
     for axes, group in zip(grid.flat, groups, strict=False):
         _bars(axes, [record.row for record in group])
-    return _save(figure, path)
+    written = save(figure, path)
+    plt.close(figure)
+    return written
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
@@ -121,10 +123,12 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_title(f"{what}, {len(lengths):,} prompts, longest {lengths.max():,} tokens", fontsize=9)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    written = save(figure, path)
+    plt.close(figure)
+    return written
 
 
-def _save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path) -> list[Path]:
     """PNG to look at and SVG to print; without a date, so that equal results give equal files."""
     written = []
     for kind in FORMATS:
@@ -132,5 +136,9 @@ def _save(figure: Figure, path: Path) -> list[Path]:
         with matplotlib.rc_context({"svg.hashsalt": "prepack-bench"}):
             figure.savefig(target, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
         written.append(target)
-    plt.close(figure)
     return written
+
+
+def close(figure: Figure) -> None:
+    """Give its memory back."""
+    plt.close(figure)

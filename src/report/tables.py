@@ -79,7 +79,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
         lines.append("‡ its intervals rest on fewer than 5 batches (offline methods: repeats)")
-    if any(row.status == "ok" and row.method == "vllm" for row in rows):
+    if any(row.status == "ok" and METHODS[row.method].apart for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     lines += validity(rows)
     return ["", *lines] if lines else []

@@ -1,0 +1,187 @@
+"""Every shipped experiment runs, at both sizes, and has a section that stands beside the paper's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+from conftest import TINY_OVERRIDES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src import largest_batch, paper
+from src.config import CONFIG_DIR, Config, compose
+from src.measure.plan import prepare
+from src.measure.records import Record
+from src.measure.row import Row
+from src.measure.runner import run
+from src.report import aggregate
+from src.report.build import SECTIONS, build
+from src.report.section import VERDICTS, Section
+from src.report.select import CLOSE, judged, one_protocol
+from src.reproduce import EXPERIMENTS, SEARCHED, sweep
+
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+# Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
+SMALL = {
+    "readme_table": ["metric=prefill batch_size=32", "metric=ttft batch_size=32"],
+    "time_by_dataset": ["metric=prefill dataset=mmlu", "metric=ttft dataset=samsum"],
+    "speedup_by_batch_size": [f"dataset={d} batch_size={k}" for d in ("mmlu", "alpaca", "samsum") for k in (4, 16)],
+    "dataset_level": ["batch_size=8", "batch_size=16"],
+    "batch_cost": [f"dataset.max_tokens={m} batch_size={k} num_prompts={k}" for m in (25, 100) for k in (1, 4)],
+    "speedup_predictors": ["num_prompts=176"],
+    "generation": ["protocol=modern generate_tokens=4"],
+    "today": ["methods=[full-batching,length-ordered,prepacking,padding-free] ideal=true batch_size=4"],
+    "traces": ["dataset.max_tokens=64 batch_size=4"],
+    "faults": ["quirks=[]", "quirks=[divide-twice]"],
+    "scaling": ["batch_size=4", "batch_size=16"],
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    results = tmp_path_factory.mktemp("results")
+    for name, runs in SMALL.items():
+        few = [] if name in {"speedup_predictors", "batch_cost", "scaling"} else ["num_prompts=32"]
+        for one in runs:
+            overrides = [f"experiment={name}", "scale=cpu", *TINY_OVERRIDES, "repeats=1", "batch_size=16", *few]
+            if name == "scaling":
+                overrides.append("num_prompts=${batch_size}")
+            run(prepare(compose([*overrides, f"results_dir={results}", *one.split()])[0]))
+    return [record for group in aggregate.comparisons(results) for record in group]
+
+
+@pytest.fixture(scope="module")
+def sections(records: list[Record]) -> dict[str, Section]:
+    made = {section.name: section for section in (make(records) for make in SECTIONS)}
+    yield made  # type: ignore[misc]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
+    runs = sweep(name, [f"scale={scale}"])
+    first, last = (compose(one)[0] for one in (runs[0], runs[-1]))
+    for config in (first, last):
+        assert config.model.name.startswith("llama-" if scale == "cpu" else ("llama2-", "mistral-"))
+        if scale == "cpu":
+            assert config.num_prompts <= 320
+            assert config.dataset.source == "profile" or name in {"bench", "scaling"}
+    assert len(runs) == len({tuple(one) for one in runs})
+
+
+def test_make_reproduce_knows_every_experiment_but_those_with_a_command_of_their_own() -> None:
+    assert set(NAMES) - set(EXPERIMENTS) == {"bench", "scaling"}
+    assert SEARCHED in EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", [make.__name__ for make in SECTIONS if make.__name__ != "largest_batch"])
+def test_a_section_shows_what_was_measured(name: str, sections: dict[str, Section], records: list[Record]) -> None:
+    section, known = sections[name], {record.row.run_id for record in records}
+    assert section.table.body, "nothing to show"
+    for cells in section.table.body:
+        assert len(cells) == len(section.table.header)
+    assert len(section.table.records) == len(section.table.body)
+    assert all(set(sources) <= known and sources for sources in section.table.records)
+    assert all(claim.verdict in VERDICTS and claim.verdict != "not run" for claim in section.claims)
+    assert all(claim.why for claim in section.claims if claim.verdict == "differs")
+    assert section.figure is not None or name in {"generation", "faults"}
+
+
+def test_the_speedup_is_the_product_of_its_factors(sections: dict[str, Section]) -> None:
+    for cells in sections["speedup_by_batch_size"].table.body:
+        tokens, rate, share = map(float, cells[4:7])
+        assert float(cells[3].split("x")[0]) == pytest.approx(tokens * rate * share, rel=0.05, abs=0.05)
+
+
+def test_the_papers_figures_stand_beside_ours(sections: dict[str, Section]) -> None:
+    table = sections["speedup_by_batch_size"].table
+    at_16 = next(cells for cells in table.body if cells[0] == "mmlu" and cells[2] == "16")
+    assert at_16[table.header.index("Paper: speedup")] == "3.33x"
+    readme = sections["readme_table"].table
+    packed = next(cells for cells in readme.body if cells[:2] == ["prepacking", "Prefill"])
+    assert packed[-1] == "5.21x"
+    assert paper.find("speedup_predictors", "r_squared", predictor="r/k") == 0.92
+
+
+@pytest.mark.parametrize("make", SECTIONS, ids=lambda make: make.__name__)
+def test_what_was_not_run_is_said_and_not_drawn(make: Any) -> None:
+    section = make([])
+    assert section.name == make.__name__
+    assert not section.table.body
+    assert section.figure is None
+    assert all(claim.verdict == "not run" and claim.why for claim in section.claims)
+    assert section.claims or section.notes or section.name == "faults"
+
+
+def test_a_failure_is_shown_and_not_dropped(records: list[Record]) -> None:
+    from copy import deepcopy
+
+    broken = deepcopy(records)
+    for record in broken:
+        if record.row.method == "full-batching":
+            record.row.status, record.row.status_reason = "oom", "no memory left"
+            record.row.seconds_per_batch_mean = record.row.seconds_per_prompt_mean = None
+            record.row.peak_memory_mb = None
+        record.row.speedup_over_full_batching = None
+    for make in SECTIONS:
+        section = make(broken)
+        shown = " ".join(cell for cells in section.table.body for cell in cells) + " ".join(section.notes)
+        if make.__name__ in {"readme_table", "time_by_dataset", "dataset_level", "speedup_by_batch_size"}:
+            assert "oom" in shown
+    plt.close("all")
+
+
+def test_a_report_of_experiments_has_their_files(records: list[Record], tmp_path: Path) -> None:
+    assert records[0].folder is not None
+    text = build(records[0].folder.parent, tmp_path)[0].read_text(encoding="utf-8")
+    for title in ("The authors' example table", "Speedup by batch size", "When is a larger batch free?"):
+        assert title in text
+    assert text.startswith("# Prefill measurements\n\n## The paper's claims on ")
+    assert "- **not run** Prepacking takes batches up to 16 times as large" in text
+    assert "## The largest batch" not in text
+
+
+@given(ours=st.floats(0.1, 100), published=st.floats(0.1, 100), width=st.floats(0, 2))
+def test_a_figure_agrees_where_it_is_close_or_its_interval_holds_the_papers(
+    ours: float, published: float, width: float
+) -> None:
+    row = Row(model="llama-15m", device_name="some CPU")
+    claim = judged("", row, ours, published, interval=(ours - width, ours + width))
+    near = abs(ours / published - 1) <= CLOSE or abs(ours - published) <= width
+    assert claim.verdict == ("agrees" if near else "differs")
+    assert bool(claim.why) == (claim.verdict == "differs")
+
+
+def test_the_protocol_that_covers_most_is_shown() -> None:
+    rows = [Row(protocol=protocol, dataset=dataset) for protocol, dataset in
+            [("paper", "mmlu"), ("modern", "mmlu"), ("modern", "alpaca")]]  # fmt: skip
+    assert {row.protocol for row in one_protocol(rows)} == {"modern"}
+    assert {row.protocol for row in one_protocol(rows[:2])} == {"paper"}
+
+
+@given(capacity=st.integers(0, 30_000), start=st.integers(1, 64), prompts=st.integers(1, 30_000))
+def test_the_search_ends_at_the_largest_batch_within_an_eighth(capacity: int, start: int, prompts: int) -> None:
+    tried: list[int] = []
+
+    def status(config: Config, _: Path) -> str:
+        tried.append(config.batch_size)
+        return "too few prompts" if config.batch_size > prompts else "ok" if config.batch_size <= capacity else "oom"
+
+    def made(overrides: list[str]) -> tuple[Config, dict[str, str]]:
+        return Config(batch_size=int(overrides[-1].split("=")[1])), {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(largest_batch, "_status", status)
+        patch.setattr(largest_batch, "compose", made)
+        found = largest_batch._search("prepacking", start, [], Path())
+    assert found <= capacity
+    assert len(tried) == len(set(tried)) <= 32
+    failed = [size for size in tried if capacity < size <= prompts]
+    if failed:
+        assert min(failed) - found <= max(1, found // largest_batch.GAP)
+    elif start <= min(capacity, prompts):
+        assert found > min(capacity, prompts, largest_batch.MOST) // 2
