@@ -100,6 +100,7 @@ class Config:
     dtype: str = "auto"
     loadbit: str = "none"
     verify_batches: int = 2
+    generate_tokens: int = 0
     sampler_interval_s: float = 0.1
     utilization_loop_s: float = 6.0
     sampler_overhead_s: float = 1.6
@@ -225,6 +226,7 @@ def check(config: Config) -> None:
         ("warmup", config.warmup, 0),
         ("seed", config.seed, 0),
         ("verify_batches", config.verify_batches, 1),
+        ("generate_tokens", config.generate_tokens, 0),
         ("dataset.max_tokens", config.dataset.max_tokens, 1),
         ("memory_limit_mb", config.memory_limit_mb, 1),
     ):

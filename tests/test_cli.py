@@ -49,6 +49,7 @@ BAD_INPUT = [
     ("noise_floor=-1", "noise_floor: -1.0; give a share from 0 to below 1"),
     ("warmup=-1", "warmup: -1 is too small"),
     ("verify_batches=0", "verify_batches: 0 is too small"),
+    ("generate_tokens=-1", "generate_tokens: -1 is too small"),
     ("seed=-1", "seed: -1 is too small"),
     ("sampler_interval_s=0", "sampler_interval_s: 0.0 s; give 0.01 to 10 seconds"),
     ("quirks=[nonsense]", "quirks: unknown 'nonsense'; choose one of reference, no-sync"),

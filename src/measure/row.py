@@ -111,7 +111,13 @@ class Row:
     verified_prompts: int | None = _column("prompts whose first token and KV were checked against the prompt run alone")
     verified_max_abs_diff: float | None = _column("largest difference of any key or value found by the check")
     verified_max_rel_diff: float | None = _column("largest norm of a layer's difference over the norm of the layer")
-    verified_near_ties: int | None = _column("first tokens that differ, the model being undecided between the two")
+    verified_near_ties: int | None = _column("tokens that differ, the model being undecided between the two")
+    generated_tokens: int | None = _column(
+        "tokens after the first, continued from the method's cache, compared likewise"
+    )
+    generated_equal_pct: float | None = _column(
+        "prompts whose whole continuation was equal, %; in an ok row the others left it at a near-tie"
+    )
     workload_fingerprint: str = _column("hash of all token ids and batch boundaries; only equal ones are compared", "")
     config_hash: str = _column("hash of the resolved configuration", "")
     valid: bool | None = _column("whether nothing speaks against relying on this measurement")

@@ -122,6 +122,7 @@ def _kind(config: dict[str, Any]) -> dict[str, Any]:
         "repeats",
         "warmup",
         "verify_batches",
+        "generate_tokens",
         "sampler_interval_s",
         "results_dir",
         "rerun",
@@ -156,7 +157,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
                 continue
             if not outcome.method.serves:
                 asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
-            outcome.verification = verify(model, chosen, asked, c.loadbit)
+            outcome.verification = verify(model, chosen, asked, c.loadbit, c.generate_tokens)
         except (Missing, UserError) as error:
             outcome.fail("skipped", str(error))
             continue

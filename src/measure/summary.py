@@ -136,6 +136,8 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         verified_max_abs_diff=outcome.verification.max_abs_diff if outcome.verification.prompts else None,
         verified_max_rel_diff=outcome.verification.max_rel_diff if outcome.verification.prompts else None,
         verified_near_ties=outcome.verification.near_ties,
+        generated_tokens=outcome.verification.generated_tokens if outcome.verification.continued else None,
+        generated_equal_pct=outcome.verification.generated_equal_pct,
         workload_fingerprint=plan.workload_fingerprint,
         config_hash=config_hash(c),
     )

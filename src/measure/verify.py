@@ -1,16 +1,17 @@
-"""Right before fast: each method's first tokens and KV against each prompt run alone."""
+"""Right before fast: each method's first tokens, KV and, where asked for, continuations against each prompt alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from src.measure.timer import NoTimer
 from src.prefill.cache import new_cache
-from src.prefill.methods import Engine, TokenIds
+from src.prefill.methods import Engine, Prefilled, TokenIds
 from src.prefill.packing import Bins
 
 # Largest allowed norm of a layer's KV difference over the norm of the layer. A wrong mask or position gives about 1;
@@ -22,13 +23,21 @@ QUANTIZED_TOLERANCE = {"none": 0.0, "4": 6e-2, "8": 2e-1}
 
 @dataclass
 class Verification:
-    """What the check found. ``problem`` is None where the method is right."""
+    """What the check found. ``problem`` is None where the method is right; ``continued`` counts continued prompts."""
 
     prompts: int = 0
     max_abs_diff: float = 0.0
     max_rel_diff: float = 0.0
     near_ties: int = 0
+    continued: int = 0
+    generated_tokens: int = 0
+    generated_equal: int = 0
     problem: str | None = None
+
+    @property
+    def generated_equal_pct(self) -> float | None:
+        """Prompts whose whole continuation was equal, in percent of those continued; None where none was."""
+        return 100 * self.generated_equal / self.continued if self.continued else None
 
 
 @torch.inference_mode()
@@ -37,14 +46,16 @@ def verify(
     batches: Sequence[tuple[Sequence[TokenIds], Bins | None]],
     engine: Engine,
     loadbit: str,
+    generate_tokens: int = 0,
 ) -> Verification:
     """Prefill ``batches`` with ``engine`` and compare every prompt's first token and KV with the prompt run alone.
 
     The engine must have been made for the ttft metric. A serving engine that keeps its KV to itself is judged by its
-    first tokens.
+    first tokens. With ``generate_tokens``, so many tokens after the first are generated greedily from the engine's own
+    cache, and compared with ordinary greedy generation from the prompt alone.
 
-    A first token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than
-    the tolerance times their spread.
+    A token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than the
+    tolerance times their spread. What follows it in that prompt's continuation is another text, and not compared.
     """
     found = Verification()
     tolerance = max(TOLERANCE[model.dtype], QUANTIZED_TOLERANCE[loadbit])
@@ -80,11 +91,63 @@ def verify(
                             f"(allowed {tolerance:.2g}), prompt of {len(ids)} tokens"
                         )
             if token != int(logits.argmax()):
-                gap = float(logits.max() - logits[token])
-                if gap <= tolerance * float(logits.std()) * 10:
-                    found.near_ties += 1
-                else:
-                    found.problem = found.problem or (
-                        f"first token {token} instead of {int(logits.argmax())}, logits {gap:.3g} apart"
-                    )
+                _judge(found, "first token", token, logits, tolerance)
+        if generate_tokens and done.cache is not None:
+            _continue(found, model, prompts, done, generate_tokens, tolerance)
     return found
+
+
+def _judge(found: Verification, what: str, token: int, logits: torch.Tensor, tolerance: float) -> None:
+    """Count a token that differs as a near-tie, or note the problem; logits [vocab] are the lone prompt's."""
+    gap = float(logits.max() - logits[token])
+    if gap <= tolerance * float(logits.std()) * 10:
+        found.near_ties += 1
+    else:
+        found.problem = found.problem or f"{what} {token} instead of {int(logits.argmax())}, logits {gap:.3g} apart"
+
+
+def _continue(
+    found: Verification,
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    done: Prefilled,
+    tokens: int,
+    tolerance: float,
+) -> None:
+    """Continue all prompts from the engine's cache, which grows by it, and each prompt alone; compare the tokens."""
+    assert done.mask is not None
+    assert done.first_tokens is not None
+    first = torch.tensor(done.first_tokens, device=model.device)[:, None]
+    mask = torch.cat([done.mask, done.mask.new_ones(len(prompts), 1)], dim=1)
+    from_cache = _greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
+    for ids, ours in zip(prompts, from_cache, strict=True):
+        prompt = torch.from_numpy(ids).to(model.device)[None]
+        # The mask is given, as generation would take a token with the number of the padding for a pad.
+        alone = _greedy(model, prompt, torch.ones_like(prompt), tokens + 1, output_logits=True)
+        theirs = alone.sequences[0, len(ids) :].tolist()
+        found.continued += 1
+        differs = next((place for place in range(tokens + 1) if ours[place] != theirs[place]), None)
+        found.generated_tokens += tokens if differs is None else differs
+        if differs is None:
+            found.generated_equal += 1
+        elif differs:  # the first tokens were judged before
+            what = f"a prompt of {len(ids)} tokens goes on from its cache, {differs} after the first, with token"
+            _judge(found, what, ours[differs], alone.logits[differs][0].float(), tolerance)
+
+
+def _greedy(model: PreTrainedModel, token_ids: torch.Tensor, mask: torch.Tensor, tokens: int, **options: Any) -> Any:
+    """Exactly so many new tokens for token_ids [k, n]: no sampling, penalty or stop token of the model's settings."""
+    generate: Any = model.generate
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        return generate(
+            token_ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            **options,
+        )
+    finally:
+        model.generation_config = settings
