@@ -56,6 +56,8 @@ def _one_line(error: Exception) -> str:
         return f"{found[2] or found[1]}: there is no such setting; `python -m src.run --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such setting; `python -m src.run --help` lists them all"
+    if found := re.search(r"is not Optional\s+full_key: (\S+)", text):
+        return f"{found[1]}: it cannot be null; leave it out for its default"
     if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):
         return f"{found[2]}: {found[1].strip()}"
     return " ".join(text.split())

@@ -88,7 +88,9 @@ BAD_INPUT = [
     ("dataset=file dataset.source=file dataset.path={tmp}/words.txt", "words.txt sha256:"),
     ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
     ("results_dir=/proc/results", "results_dir: cannot write to '/proc/results'"),
-    ("scale=null", "settings: a group cannot be set to null; leave it out"),
+    ("scale=null", "scale: it cannot be null; leave it out for its default"),
+    ("scale=huge", "scale: unknown 'huge'; choose one of auto, cpu, gpu"),
+    ("model=null", "settings: a group cannot be set to null; leave it out"),
     ("nonsense", "nonsense: arguments have the form setting=value"),
 ]  # fmt: skip
 
@@ -212,21 +214,32 @@ def test_help_comes_without_torch_in_about_a_second(program: str) -> None:
 def test_reproduce_measures_then_goes_on_from_what_is_recorded(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model(vocab_size=32_000))
     arguments = ("scale=cpu", "smoke=true", f"results_dir={tmp_path}")
     code, out, _ = call(reproduce.main, *arguments)
     assert code == 0
     assert "cpu scale on" in out
-    assert "4 comparisons, 0 of them recorded already; about" in out
-    for comparison in ("Prefill, paper", "TTFT, paper", "Prefill, modern", "TTFT, modern"):
+    assert "== 1/2 readme_table: 2 comparisons, 0 of them recorded already, about" in out
+    assert "== 2/2 generation: 2 comparisons, 0 of them recorded already" in out
+    for comparison in ("Prefill, paper", "TTFT, paper", "TTFT, modern"):
         assert f"{comparison} protocol: mmlu (real token lengths, random ids), llama-15m" in out
-    assert (tmp_path / "report" / "summary.csv").is_file()
+    report = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
+    assert "Generation goes on from the packed cache as from an ordinary one" in report
+    assert (tmp_path / "report" / "report.html").is_file()
     records = [path for path in tmp_path.iterdir() if (path / "record.json").is_file()]
     assert len(records) == 12
     (records[0] / "record.json").unlink()
-    monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model(vocab_size=32_000))
     code, out, _ = call(reproduce.main, *arguments)
     assert code == 0
-    assert "4 comparisons, 3 of them recorded already" in out
+    assert out.count("1 of them recorded already") == 1
+    assert out.count("2 of them recorded already") == 1
+
+
+def test_reproduce_refuses_an_experiment_that_there_is_not(call: Call, tmp_path: Path) -> None:
+    code, _, err = call(reproduce.main, "experiment=today,tomorrow", f"results_dir={tmp_path / 'results'}")
+    assert code == 2
+    assert err.startswith("error: experiment: unknown 'tomorrow'; choose all, or of bench, ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_ends_promptly_and_says_how_to_go_on(

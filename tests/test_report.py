@@ -55,6 +55,7 @@ def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path
     out = tmp_path / "results" / "report"
     assert written[0] == out / "summary.md"
     names = {
+        "report.html",
         "summary.md",
         "summary.csv",
         *(f"{p}.{e}" for p in ("time_per_batch", "prompt_lengths") for e in ("png", "svg")),

@@ -75,8 +75,10 @@ def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGSEGV, "fork"), (signal.SIGKILL, "template")])
+def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(
+    tmp_path: Path, number: signal.Signals, who: str
+) -> None:
     methods = "methods=[prepacking,full-batching]"
     arguments = (*APART, methods, f"results_dir={tmp_path}", "repeats=3")
     assert command("src.run", *arguments).returncode == 0
@@ -91,7 +93,7 @@ def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(tmp_path: P
         if more == "seed=1":  # it has left its pending rows, and goes on to measure
             wait_for(lambda scratch=scratch: list(scratch.glob("*/pending.json")))
             time.sleep(0.5)
-        os.kill(child, number)
+        os.kill(child if who == "fork" else children(sweep.pid)[0], number)
         _, errors = sweep.communicate(timeout=30)
         assert sweep.returncode == 1, errors
     after = rows(tmp_path)

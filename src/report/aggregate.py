@@ -19,7 +19,7 @@ from src.prefill.methods import METHODS
 # Rows with equal values here measured the same thing by different methods.
 SAME_COMPARISON = (
     "workload_fingerprint", "metric", "protocol", "model_detail", "batch_size", "num_prompts", "device_name", "dtype",
-    "loadbit", "quirks",
+    "loadbit", "quirks", "memory_limit_mb",
 )  # fmt: skip
 METHOD_ORDER = (
     "padding-free", "prepacking", "full-batching", "length-ordered", "dataset-prepacking", "continuous-batching",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Sequence
@@ -28,11 +29,16 @@ def render(title: str, subtitle: str, sections: Sequence[Section], records: Sequ
         sections: in their order; those without rows are named as not run.
         records: each with the path of its folder, relative to the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=title, subtitle=subtitle, sections=sections, records=records, MARKS=MARKS, svg=_svg, made=_made
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "page.html"
     )
 
 
