@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
 SMALLEST_PRODUCT = 128
 LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}
-USUAL_PRODUCT = {"cpu": 512, "cuda": 4096}
+USUAL_PRODUCT_SECONDS = 0.02
 PRODUCTS = 5  # of each size
 PRODUCT_SECONDS = 0.8
 
@@ -106,9 +106,14 @@ def _seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @functools.cache
 def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The rate of products of one size, in hundredths of a second: good enough to say how long a run will take."""
-    a, b = (torch.randn(USUAL_PRODUCT[device.type], USUAL_PRODUCT[device.type], device=device).to(dtype) for _ in "ab")
-    return 2.0 * len(a) ** 3 / min(_seconds_of_product(a, b) for _ in range(3))
+    """``matmul_rate`` in a tenth of a second: good enough to say how long a run will take."""
+    size = SMALLEST_PRODUCT
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        taken_s = min(_seconds_of_product(a, b) for _ in range(3))
+        if taken_s > USUAL_PRODUCT_SECONDS or size == LARGEST_PRODUCT[device.type]:
+            return 2.0 * size**3 / taken_s
+        size *= 2
 
 
 def in_words(seconds: float) -> str:
