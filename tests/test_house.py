@@ -23,7 +23,7 @@ from src.workload.prompts import PROFILE_DIR
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     "cli": 0, "stats": 0, "config": 1, "hub": 1, "workload": 2, "prefill": 3, "measure": 4, "report": 5,
-    "worker": 6, "run": 7, "reproduce": 7, "advise": 7,
+    "worker": 6, "run": 7, "reproduce": 7, "advise": 7, "compare": 7,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 

@@ -41,7 +41,7 @@ def time_per_batch(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_axis_off()
     for axes, group in zip(grid.flat, groups, strict=False):
         _bars(axes, [record.row for record in group])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
@@ -90,10 +90,10 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_title(f"{what}, {len(lengths):,} prompts, longest {lengths.max():,} tokens", fontsize=9)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path) -> list[Path]:
     """PNG to look at and SVG to print; without a date, so that equal results give equal files."""
     written = []
     for kind in FORMATS:
