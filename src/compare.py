@@ -106,7 +106,11 @@ def main() -> int:
 
     found = pairs.compare(sources)
     text = compare.page(found, options.noise_floor)
-    written = compare.write(found, options.noise_floor, text, Path(options.out)) if options.out is not None else []
+    written = (
+        compare.write(found, options.noise_floor, text, Path(options.out).expanduser())
+        if options.out is not None
+        else []
+    )
     print(text)
     print("\n".join(map(str, written)) or "Nothing was written; --out DIR writes these tables, a CSV and a plot.")
     if options.fail_on_regression is None:

@@ -64,6 +64,28 @@ def test_an_interval_over_many_resamples_takes_well_under_a_second() -> None:
     assert time.perf_counter() - start < 1
 
 
+def test_two_runs_over_the_same_batches_are_compared_with_the_drift_of_each() -> None:
+    rng = np.random.default_rng(4)
+    costs = REAL["mmlu, batches of 32"].draw(rng, 1, 16)[0]
+
+    def run(repeats: int) -> stats.Seconds:
+        return costs * np.exp(rng.normal(0, 0.02, (repeats, 1)) + rng.normal(0, 0.02, (repeats, 16)))
+
+    sizes = [(3, 3), (3, 10), (5, 5)]
+    found = [stats.between_runs(1.25 * run(a), run(b), True, 0, 499) for a, b in sizes for _ in range(100)]
+    assert 0.93 <= np.mean([interval.low <= 1.25 <= interval.high for interval in found]) <= 0.99
+    change = [stats.speedup_between_runs((run(3), run(3)), (2 * run(4), run(4)), True, 0, 499) for _ in range(100)]
+    assert np.mean([interval.low <= 2 <= interval.high for interval in change]) >= 0.93
+    assert np.median([interval.precision for interval in change]) < 0.15
+
+
+def test_of_intervals_alone_the_ratio_is_wider_than_of_samples() -> None:
+    assert stats.ratio_of_intervals(stats.Interval(2, 1, 4), stats.Interval(1, 1, 1)) == stats.Interval(2, 1, 4)
+    both = stats.ratio_of_intervals(stats.Interval(2, 1, 4), stats.Interval(1, 0.5, 2))
+    assert np.log([both.low / 2, both.high / 2]) == pytest.approx([-np.sqrt(2) * np.log(2), np.sqrt(2) * np.log(2)])
+    assert np.isnan(stats.ratio_of_intervals(stats.Interval(2, 1, 4), stats.Interval(1, np.nan, np.nan)).low)
+
+
 def test_over_repeats_alone_the_interval_is_students() -> None:
     seconds = np.array([[1.0, 2.0], [1.1, 2.1], [0.9, 2.3]])
     totals = seconds.sum(1) / seconds.sum(1).mean()

@@ -39,7 +39,7 @@ def page(found: Comparison, noise_floor: float) -> str:
             for place, each in enumerate(found.sources)]  # fmt: skip
     parts = ["# Comparison", "", markdown(["", "Source", *FACTS], head), ""]
     for pairs in grouped(found.pairs):
-        parts += [f"## {heading(pairs[0].row)}", "", _table(pairs, noise_floor), "", *_notes(pairs), ""]
+        parts += [f"## {heading(pairs[0].row)}", "", table(pairs, noise_floor), ""]
     if not found.pairs:
         parts += ["Nothing could be compared.", ""]
     parts += [line for source in found.sources for line in source.notes]
@@ -67,7 +67,12 @@ def heading(row: Row) -> str:
     )
 
 
-def _table(pairs: Sequence[Pair], noise_floor: float) -> str:
+def table(pairs: Sequence[Pair], noise_floor: float) -> str:
+    """One comparison in Markdown, and what must stand below it.
+
+    Args:
+        pairs: those of one method side by side.
+    """
     header = [
         "Method",
         "Source",
@@ -87,7 +92,8 @@ def _table(pairs: Sequence[Pair], noise_floor: float) -> str:
         verdict = "" if pair.ratio is None else pair.ratio.verdict(noise_floor)
         figures = [_said(pair.ratio), verdict, _said(pair.speedups[1]), _said(pair.change)]
         body.append(["", pair.source.letter, _seconds(pair.other), *figures])
-    return markdown(header, body)
+    lines = _notes(pairs)
+    return "\n".join([markdown(header, body), *(["", *lines] if lines else [])])
 
 
 def _offline(row: Row) -> bool:
@@ -195,8 +201,8 @@ def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> li
     Raises:
         UserError: the folder cannot be written.
     """
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    text_of_csv = io.StringIO()
+    writer = csv.DictWriter(text_of_csv, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records(found, noise_floor))
     try:
@@ -205,7 +211,7 @@ def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> li
             draft, written = Path(folder), []
             linked = f"{text}\n![Times and speedups of the sources](comparison.png)\n"
             (draft / "comparison.md").write_text(linked, encoding="utf-8")
-            (draft / "comparison.csv").write_text(table.getvalue(), encoding="utf-8")
+            (draft / "comparison.csv").write_text(text_of_csv.getvalue(), encoding="utf-8")
             groups = grouped(found.pairs)
             titles = [heading(pairs[0].row) for pairs in groups]
             draw(groups, found.sources, titles, noise_floor, draft / "comparison")

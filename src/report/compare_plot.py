@@ -21,6 +21,7 @@ MARKS = (("o", "black"), ("s", "#0072B2"), ("^", "#D55E00"), ("D", "#009E73"), (
 # Where ticks may be, those first that are wanted most.
 TICKS = (1, 2, 0.5, 5, 0.2, 10, 0.1, 20, 0.05, 50, 0.02, 100, 0.01, 1.5, 0.7, 3, 0.3, 1.25, 0.8, 1.1, 0.9)
 APART = 0.08  # share of the axis that ticks are apart at least, so that their labels do not run into each other
+MOST = 40  # comparisons in one figure: an image has an end, and so has a reader
 BEYOND = 3.0  # an interval is drawn up to so many times beyond the values: a very wide one would flatten all others
 
 
@@ -32,6 +33,7 @@ def draw(
     Args:
         groups: pairs of each comparison, those of one method side by side; ``title`` names each comparison.
     """
+    whole, groups = len(groups), groups[:MOST]
     heights = [0.3 * sum(1 + len(pairs) for pairs in _methods(group).values()) + 0.9 for group in groups] or [1.5]
     figure, grid = plt.subplots(
         len(heights), 2, figsize=(12, sum(heights) + 0.8), squeeze=False, layout="constrained",
@@ -64,6 +66,9 @@ def draw(
             label="hollow: INVALID; grey: noise floor",
         )
     )
+    if whole > MOST:
+        more = f"the first {MOST} of {whole} comparisons; comparison.md has all"
+        handles.append(plt.Line2D([], [], linestyle="", label=more))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     written = save(figure, path)
     close(figure)
