@@ -101,8 +101,9 @@ def clear_axes(panel: Axes) -> None:
 
 
 def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]:
-    """Histogram of prompt lengths, a panel for each workload."""
-    workloads = {group[0].row.workload_fingerprint: group[0] for group in groups}
+    """Histogram of prompt lengths, a panel for each dataset: of its largest workload."""
+    by_size = sorted((group[0] for group in groups), key=lambda record: record.row.num_prompts)
+    workloads = {(record.row.dataset, record.row.dataset_detail): record for record in by_size}
     figure, grid = plt.subplots(
         len(workloads), 1, figsize=(7, 3.2 * len(workloads)), squeeze=False, layout="constrained"
     )
