@@ -189,6 +189,10 @@ def test_attention_calls_group_like_lengths_and_leave_nobody_out(lengths: list[i
         return sum(attention.CALL_COSTS_PAIRS + len(p) * max(lengths[n] for n in p) ** 2 for p in parts)
 
     assert cost(groups) <= min(cost([list(range(len(lengths)))]), cost([[n] for n in range(len(lengths))]))
+    calls = list(attention.calls_of(lengths))
+    assert sorted(member for call in calls for member in call) == list(range(len(lengths)))
+    assert all(len(call) == 1 or len(call) * lengths[call[-1]] <= attention.CALL_TOKENS for call in calls)
+    assert all(lengths[call[-1]] == max(lengths[n] for n in call) for call in calls)
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), batch_size=st.integers(1, 5))

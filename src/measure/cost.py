@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.measure.estimate import Shape
-from src.prefill.attention import groups_of
+from src.prefill.attention import calls_of
 from src.prefill.methods import Method, Pack
 from src.prefill.packing import Bins
 
@@ -77,7 +77,7 @@ def work_of(
     of_layer = shape.layer_parameters / shape.layers
     everywhere = shape.layer_parameters - of_layer + shape.kv_parameters  # weights that every position passes
     segments = list(lengths) if method.packs else [longest] * k
-    groups = [segments] if kernel == "varlen" else [[segments[i] for i in group] for group in groups_of(segments)]
+    groups = [segments] if kernel == "varlen" else [[segments[i] for i in group] for group in calls_of(segments)]
     # A call pads its segments to its longest; the variable-length kernel pads nothing.
     spans = np.asarray(segments if kernel == "varlen" else [max(group) for group in groups for _ in group], dtype=float)
     blocks = 2 * shape.window * spans if np.isfinite(shape.window) else np.inf

@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 # Calling attention once more costs about as much as this many query-key pairs: what is saved by not padding a short
 # segment to a longer one must be worth the call.
 CALL_COSTS_PAIRS = 64 * 64
+# What a call gathers and returns is held beside everything else: so many tokens of it at most.
+CALL_TOKENS = 2048
 
 
 def independent_mask(segments: torch.Tensor, sliding_window: int | None = None) -> torch.Tensor:
@@ -72,6 +74,14 @@ def groups_of(lengths: Sequence[int]) -> list[list[int]]:
         groups.append(order[before[cut[end]] : before[end]].tolist())
         end = int(cut[end])
     return groups[::-1]
+
+
+def calls_of(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The groups of ``groups_of``, cut so that a call takes ``CALL_TOKENS`` at most, or one segment."""
+    for members in groups_of(lengths):
+        most = max(1, CALL_TOKENS // lengths[members[-1]])
+        for start in range(0, len(members), most):
+            yield members[start : start + most]
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,7 @@ def plan_segments(starts: Ints, lengths: Ints, tokens: int, window: int | None, 
         longest = int(np.diff(ends).max())
         return Segments([], torch.from_numpy(ends.astype(np.int32)), longest, window)
     groups = []
-    for members in groups_of(lengths.tolist()):
+    for members in calls_of(lengths.tolist()):
         size = lengths[members]
         width = int(size.max())
         end_to_end = bool((size == width).all() and (np.diff(starts[members]) == width).all())

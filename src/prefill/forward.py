@@ -169,6 +169,7 @@ class FusedForward:
             _rotate(qkv[:, :-kv_heads], cos, sin)
             keep(number, qkv[:tokens, heads:].flatten(1))
             attend(qkv, heads, kv_heads, self._scale, segments, attended)
+            del qkv  # before the MLP takes its memory
             if number == len(self._layers) - 1:
                 x, attended = x[last], attended[last]
             for start in range(0, len(x), self._tile):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.prefill.methods import METHODS
 from src.report.faults import faults_rows
-from src.report.plots import STYLE, clear_axes, whisker
+from src.report.plots import STYLE, clear_axes, room, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
@@ -92,7 +93,7 @@ def _memory_claim(records: Sequence[Record]) -> Claim:
 
 
 def _memory_figure(section: Section, groups: dict[tuple[Any, ...], dict[str, Row]]) -> None:
-    model = next(iter(groups))[:2]
+    model = Counter(key[:2] for key in groups).most_common(1)[0][0]
     of_model = {key[2]: m for key, m in groups.items() if key[:2] == model}
     names = sorted(of_model, key=order)
     figure, panel = plt.subplots(figsize=(9, 3.4), layout="constrained")
@@ -158,7 +159,7 @@ def today(records: Sequence[Record]) -> Section:
         "operations or bytes at this machine's measured rates. An offline method (*) needs all prompts in advance.",
     )  # fmt: skip
     rows = [row for row in clean(records, protocol="modern", metric="ttft") if not row.dataset.startswith("azure")]
-    _ratios(section, rows, lambda methods: any(name == "padding-free" or METHODS[name].serves for name in methods))
+    _ratios(section, rows, lambda methods: any(row.fraction_of_ideal is not None for row in methods.values()))
     return section
 
 
@@ -221,8 +222,9 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
                                color="black", capsize=3)  # fmt: skip
         panel.axvline(1, color="grey", linewidth=0.8)
         panel.set_yticks(range(len(names)), names, fontsize=8)
-        panel.invert_yaxis()
-        panel.set_xlim(left=0)
+        panel.set_ylim(len(names) - 0.4, -0.6)
+        values = [row.speedup_over_full_batching for row in methods.values()]
+        panel.set_xlim(0, room(values, [row.speedup_ci_high for row in methods.values()]))
         panel.set_xlabel("speedup over full-batching (95 % interval)")
         panel.set_title(f"{dataset}, {model_name(next(iter(methods.values())))}, batches of {size}", fontsize=9)
         clear_axes(panel)

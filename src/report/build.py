@@ -15,7 +15,7 @@ from src.report import aggregate, batch_sizes, beyond, experiments, page, plots,
 from src.report.claims import claims_lines
 from src.report.section import Section
 
-MOST_PANELS = 12  # of the plot of all comparisons
+MOST_PANELS = 12  # of the plot of comparisons: the newest
 RATIOS = (
     "Of ideal: a dense forward of the model's own code over as many useful tokens in prompts of equal length, timed in "
     "turns with the methods. Of limit: the least operations or bytes at this machine's measured rates. An offline "
@@ -97,7 +97,8 @@ def _write(groups: list[list[Record]], results_dir: Path, draft: Path, out_dir: 
                 plots.close(section.figure)
     (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
-    plots.time_per_batch(groups[-MOST_PANELS:], draft / "time_per_batch")
+    newest = sorted(groups, key=lambda group: max(record.row.created_at for record in group))[-MOST_PANELS:]
+    plots.time_per_batch([group for group in groups if group in newest], draft / "time_per_batch")
     plots.prompt_lengths(groups, draft / "prompt_lengths")
 
 

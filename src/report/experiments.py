@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import STYLE, bars, clear_axes, whisker
+from src.report.plots import STYLE, bars, clear_axes, room, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
@@ -41,8 +42,9 @@ def readme_table(records: Sequence[Record]) -> Section:
         "batches of 64 on an NVIDIA A6000.",
     )  # fmt: skip
     rows = clean(records, dataset="mmlu", method=(PACKED, BASE, ORDERED), protocol="paper", batch_size=(32, 64))
-    rows = [row for row in rows if row.batch_size == max((row.batch_size for row in rows), default=0)]
-    groups = pairs(rows, "model", "loadbit", "batch_size", "metric")
+    groups = {key: m for key, m in pairs(rows, "model", "loadbit", "batch_size", "metric").items() if len(m) == 3}
+    largest = max((key[2] for key in groups), default=0)  # type: ignore[type-var]
+    groups = {key: m for key, m in groups.items() if key[2] == largest}
     body, sources, shown = [], [], []
     for (_, _, size, metric), methods in groups.items():
         for name in (PACKED, BASE, ORDERED):
@@ -95,7 +97,8 @@ def time_by_dataset(records: Sequence[Record]) -> Section:
         "Batches of 16 prompts from six datasets. The paper's speedup is of the same model where it has it, else of "
         "Llama2-1.3B.",
     )  # fmt: skip
-    rows = one_protocol(clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16))
+    rows = clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16)
+    rows = one_protocol([row for row in rows if row.num_prompts > row.batch_size])
     groups = pairs(rows, "metric", "model", "loadbit", "dataset")
     groups = {key: found for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], order(item[0][3])))}  # type: ignore[arg-type]
     body, sources = [], []
@@ -132,7 +135,8 @@ def time_by_dataset(records: Sequence[Record]) -> Section:
 
 
 def _bars_by_dataset(groups: dict[tuple[Any, ...], dict[str, Row]]) -> Any:
-    panels = list(dict.fromkeys(key[:3] for key in groups))
+    wide = Counter(key[:3] for key in groups)
+    panels = [kind for kind in wide if wide[kind] > 1] or list(wide)
     lines = -(-len(panels) // 2)
     figure, axes = plt.subplots(lines, min(2, len(panels)), figsize=(6.2 * min(2, len(panels)), 3.4 * lines),
                                 squeeze=False, layout="constrained")  # fmt: skip
@@ -153,7 +157,10 @@ def _bars_by_dataset(groups: dict[tuple[Any, ...], dict[str, Row]]) -> Any:
                 )
         panel.set_xticks(range(len(of_kind)), of_kind, fontsize=8)
         panel.set_ylabel("seconds per batch")
-        panel.set_ylim(bottom=0)
+        shown = [row for methods in of_kind.values() for row in methods.values()]
+        panel.set_ylim(
+            0, room([row.seconds_per_batch_mean for row in shown], [row.seconds_per_batch_ci_high for row in shown])
+        )
         panel.set_title(
             f"{UNITS[kind[0]]}, {MODELS.get(kind[1], kind[1])}, batches of 16, mean and 95 % interval", fontsize=9
         )

@@ -62,11 +62,12 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=4, linewidth=1.2)
         faster = row.speedup_over_full_batching
         text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
-        axes.annotate(text, (max(mean, high or 0), place), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(text, (mean, place), xytext=(6, 9), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    ends = [row.seconds_per_batch_ci_high or row.seconds_per_batch_mean or 0.0 for row in rows]
-    axes.set_xlim(0, 1.35 * max(ends) or 1)
+    axes.set_xlim(
+        0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
+    )
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
     axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -84,8 +85,10 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
             mean = row.seconds_per_batch_mean
             panel.errorbar(mean, place, xerr=[[max(0, mean - low)], [max(0, high - mean)]], color="black", capsize=3)
     panel.set_yticks(range(len(rows)), [label(row) for row in rows])
-    panel.invert_yaxis()
-    panel.set_xlim(left=0)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.set_xlim(
+        0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
+    )
     clear_axes(panel)
 
 
@@ -93,6 +96,13 @@ def whisker(panel: Any, x: float, y: float, low: float | None, high: float | Non
     """A 95 % interval about a point, where there is one."""
     if low is not None and high is not None:
         panel.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=color, capsize=2.5, linewidth=1)
+
+
+def room(values: Sequence[float | None], ends: Sequence[float | None]) -> float:
+    """How far an axis reaches: to the ends of intervals, but to twice the largest value at most."""
+    largest = max((value for value in values if value is not None), default=0.0)
+    farthest = max((end for end in ends if end is not None), default=0.0)
+    return 1.35 * min(max(largest, farthest), 1.5 * largest) or 1.0
 
 
 def clear_axes(panel: Axes) -> None:

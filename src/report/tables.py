@@ -70,9 +70,9 @@ def comparison_table(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What must stand below a table of these rows."""
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
-    if any(METHODS[row.method].needs_dataset for row in rows):
+    if offline := [row.num_prompts for row in rows if METHODS[row.method].needs_dataset]:
         lines.append(
-            f"* an offline oracle: it needs the whole dataset ({rows[0].num_prompts:,} prompts) before its first "
+            f"* an offline oracle: it needs the whole dataset ({max(offline):,} prompts) before its first "
             "batch; its interval covers repeats only"
         )
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
