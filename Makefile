@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
-reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about MINUTES_HERE minutes)
+reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes)
 	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)

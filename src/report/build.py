@@ -12,8 +12,7 @@ from src.cli import UserError
 from src.measure.machine import slug
 from src.measure.records import Record
 from src.report import aggregate, batch_sizes, beyond, experiments, page, plots, tables
-from src.report.claims import claims_lines
-from src.report.section import Section
+from src.report.section import Section, Table
 
 MOST_PANELS = 12  # of the plot of comparisons: the newest
 RATIOS = (
@@ -69,33 +68,32 @@ def sections_of(groups: list[list[Record]]) -> dict[str, list[Section]]:
     """Every experiment's section, by the device that it was measured on."""
     records = [record for group in groups for record in group]
     devices = sorted({record.row.device_name for record in records})
-    return {
+    found = {
         device: [make([record for record in records if record.row.device_name == device]) for make in SECTIONS]
         for device in devices
     }
+    for section in (section for sections in found.values() for section in sections):
+        if not section.table.body:  # not run: no empty panel
+            section.table = Table((), ())
+    return found
 
 
 def _write(groups: list[list[Record]], results_dir: Path, draft: Path, out_dir: Path) -> None:
     by_device = sections_of(groups)
+    (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     for device, sections in by_device.items():
         folder = draft if len(by_device) == 1 else draft / slug(device)
-        folder.mkdir(exist_ok=True)
-        for section in sections:
-            if section.table.body:
-                page.write_section(section, folder)
         records = [record for group in groups for record in group if record.row.device_name == device]
         final = out_dir if folder is draft else out_dir / folder.name
         # Where the report lies elsewhere, its links would tell the reader of other folders of this machine.
         inside = final.resolve().is_relative_to(results_dir.resolve())
-        places = [os.path.relpath(record.folder, final) if inside and record.folder else "" for record in records]
+        places = [
+            Path(os.path.relpath(record.folder, final)).as_posix() if inside and record.folder else record.row.run_id
+            for record in records
+        ]
         measured = sum(bool(section.table.body) for section in sections)
-        subtitle = f"{measured} experiments, {len(records)} records; {aggregate.versions(records)}"
-        html = page.render(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)))
-        (folder / "report.html").write_text(html, encoding="utf-8")
-        for section in sections:
-            if section.figure:
-                plots.close(section.figure)
-    (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
+        subtitle = f"{measured} of {len(sections)} experiments were run, {len(records)} records."
+        page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
     newest = sorted(groups, key=lambda group: max(record.row.created_at for record in group))[-MOST_PANELS:]
     plots.time_per_batch([group for group in groups if group in newest], draft / "time_per_batch")
@@ -107,7 +105,7 @@ def summary(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> 
     parts = ["# Prefill measurements", ""]
     for device, sections in by_device.items():
         if any(section.table.body for section in sections):
-            parts += [f"## The paper's claims on {device}", "", *claims_lines(sections), ""]
+            parts += [f"## The paper's claims on {device}", "", *page.claims_lines(sections), ""]
     for device, sections in by_device.items():
         for section in sections:
             if section.table.body:
