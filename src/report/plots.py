@@ -94,6 +94,12 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
+    written = save(figure, path)
+    plt.close(figure)
+    return written
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
     """PNG to look at and SVG to print; without a date, so that equal results give equal files."""
     written = []
     for kind in FORMATS:
@@ -101,5 +107,4 @@ def _save(figure: Figure, path: Path) -> list[Path]:
         with matplotlib.rc_context({"svg.hashsalt": "prepack-bench"}):
             figure.savefig(target, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
         written.append(target)
-    plt.close(figure)
     return written
