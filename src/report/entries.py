@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.tables import UNITS, label
+from src.report.tables import label
 
 STATES = {True: "VALID", False: "INVALID", None: "not judged"}
 
@@ -55,7 +55,7 @@ def entry(number: int, path: str, record: Record, taken: set[str]) -> Entry:
         number=number,
         anchor=anchor("record", row.run_id, taken),
         run_id=row.run_id,
-        summary=f"{label(row)}: {row.dataset}, {row.model}, {UNITS.get(row.metric, row.metric)}, {row.protocol}, "
+        summary=f"{label(row)}: {row.dataset}, {row.model}, {row.metric}, {row.protocol}, "
         f"batch size {row.batch_size}, {row.device_name}",
         state=state + STATES[row.valid],
         valid=row.valid,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib import pyplot
 
@@ -102,15 +103,7 @@ def render(
         by_run.setdefault(found.run_id, []).append(found)
     parts = _parts(sections, by_run, taken, with_files)
     verdicts = [claim.verdict for section in sections for claim in section.claims]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["integrity"] = _integrity
-    text = environment.get_template("page.html").render(
+    text = _template().render(
         title=title,
         subtitle=subtitle,
         sections=parts,
@@ -166,6 +159,19 @@ def _parts(
 
 def _sources(run_id: str, by_run: dict[str, list[Entry]]) -> list[Source]:
     return [Source(run_id, found) for found in by_run.get(run_id, [])] or [Source(run_id, None)]
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["integrity"] = _integrity
+    return environment.get_template("page.html")
 
 
 def _integrity(script: str) -> str:

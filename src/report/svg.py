@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 DARK_CARD = "#1b1e24"  # as in page.html
 LEAST_CONTRAST, LIGHTENED_CONTRAST = 3.0, 4.5  # of shapes, of text: WCAG 2.2, level AA
 PIXELS_PER_INCH = 100
+LIGHTER = 0.05  # a step towards white
 GREY = 0.05  # largest distance between the parts of a colour that passes for grey
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -75,13 +76,12 @@ def adapt(colour: str) -> str:
         if share in {0, 100}:
             return "currentColor" if share else "var(--card)"
         return f"color-mix(in srgb, currentColor {share}%, var(--card))"
-    lighter, white = parts, 0.0
-    if contrast(parts) < LEAST_CONTRAST:
-        while contrast(lighter) < LIGHTENED_CONTRAST:
-            white += 0.05
-            lighter = tuple(part + white * (1 - part) for part in parts)
-        return f"light-dark({colour}, {to_hex(lighter)})"
-    return colour
+    if contrast(parts) >= LEAST_CONTRAST:
+        return colour
+    red, green, blue = parts
+    while contrast((red, green, blue)) < LIGHTENED_CONTRAST:
+        red, green, blue = (part + LIGHTER * (1 - part) for part in (red, green, blue))
+    return f"light-dark({colour}, {to_hex((red, green, blue))})"
 
 
 def contrast(colour: tuple[float, float, float], ground: str = DARK_CARD) -> float:
