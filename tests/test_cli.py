@@ -26,7 +26,7 @@ BAD_INPUT = [
     ("methods=[]", "methods: the list is empty"),
     ("dataset=nonsense", "dataset: unknown 'nonsense'; choose one of alpaca, azure-code"),
     ("model=nonsense", "model: unknown 'nonsense'; choose one of llama-110m, llama-15m"),
-    ("experiment=nonsense", "experiment: unknown 'nonsense'; choose one of bench"),
+    ("experiment=nonsense", "experiment: unknown 'nonsense'; choose one of batch_cost, bench, dataset_level, faults, "),
     ("metric=latency", "metric: unknown 'latency'; choose one of prefill, ttft"),
     ("protocol=fair", "protocol: unknown 'fair'; choose one of paper, modern"),
     ("protocol=paper method=vllm", "protocol: vllm does not do what the authors' code does; use protocol=modern"),
@@ -238,7 +238,7 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
 def test_reproduce_refuses_an_experiment_that_there_is_not(call: Call, tmp_path: Path) -> None:
     code, _, err = call(reproduce.main, "experiment=today,tomorrow", f"results_dir={tmp_path / 'results'}")
     assert code == 2
-    assert err.startswith("error: experiment: unknown 'tomorrow'; choose all, or of bench, ")
+    assert err.startswith("error: experiment: unknown 'tomorrow'; choose all, or of batch_cost, bench, ")
     assert not list(tmp_path.iterdir())
 
 

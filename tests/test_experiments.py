@@ -26,7 +26,7 @@ from src.reproduce import EXPERIMENTS, SEARCHED, sweep
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
 SMALL = {
-    "readme_table": ["metric=prefill batch_size=32", "metric=ttft batch_size=32"],
+    "readme_table": [f"metric={metric} batch_size=32 num_prompts=64" for metric in ("prefill", "ttft")],
     "time_by_dataset": ["metric=prefill dataset=mmlu", "metric=ttft dataset=samsum"],
     "speedup_by_batch_size": [f"dataset={d} batch_size={k}" for d in ("mmlu", "alpaca", "samsum") for k in (4, 16)],
     "dataset_level": ["batch_size=8", "batch_size=16"],
@@ -141,7 +141,7 @@ def test_a_report_of_experiments_has_their_files(records: list[Record], tmp_path
     for title in ("The authors' example table", "Speedup by batch size", "When is a larger batch free?"):
         assert title in text
     assert text.startswith("# Prefill measurements\n\n## The paper's claims on ")
-    assert "- **not run** Prepacking takes batches up to 16 times as large" in text
+    assert "- **not run**: Prepacking takes batches up to 16 times as large" in text
     assert "## The largest batch" not in text
 
 

@@ -46,7 +46,7 @@ def figure_of(groups: list[list[Record]]) -> Figure:
 
 
 def section_of(name: str, title: str, groups: list[list[Record]], claims: list[Claim]) -> Section:
-    rows = [record.row for group in groups for record in group]
+    rows = [record.row for group in groups for record in group if record.row.status == "ok"]
     body = [
         [tables.label(row), row.metric, row.protocol, str(row.batch_size), f"{row.seconds_per_batch_mean:.3f}",
          tables.speedup(row), "n/a" if row.fraction_of_ideal is None else f"{row.fraction_of_ideal:.2f}",

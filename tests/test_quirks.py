@@ -88,8 +88,8 @@ def test_divide_twice(measure: Measure) -> None:
 
 def test_last_run_only(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = summary._add_memory
-    monkeypatch.setattr(summary, "_add_memory", lambda row, passes: (seen.append(len(passes)), real(row, passes)))
+    real = summary.add_memory
+    monkeypatch.setattr(summary, "add_memory", lambda row, passes: (seen.append(len(passes)), real(row, passes)))
     measure("repeats=3")
     measure("repeats=3", "quirks=[last-run-only]")
     assert seen == [3, 1]

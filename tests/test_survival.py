@@ -138,7 +138,7 @@ for line in sys.stdin:  # arguments; answered with the process that runs them
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
     moments = random.Random(20)
     sweep = ("--multirun", *TINY_OVERRIDES, "methods=[prepacking,full-batching]", "batch_size=2,3,4,6",
-             "seed=0,1,2,3", f"results_dir={tmp_path}")  # fmt: skip
+             "seed=0,1", f"results_dir={tmp_path}")  # fmt: skip
     seen: set[str] = set()
 
     def nothing_is_lost() -> None:
@@ -189,7 +189,7 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_pa
     assert command("src.run", *apart).returncode == 0
     final = rows(tmp_path)
     assert sorted((row.batch_size, row.seed, row.method) for row in final.values()) == sorted(
-        itertools.product((2, 3, 4, 6), range(4), ("prepacking", "full-batching"))
+        itertools.product((2, 3, 4, 6), range(2), ("prepacking", "full-batching"))
     )
     assert {row.status for row in final.values()} == {"ok"}
     assert not leftovers(tmp_path)

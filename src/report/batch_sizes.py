@@ -21,6 +21,7 @@ from src.report.select import (
     DATASETS,
     MODELS,
     PACKED,
+    by_method,
     clean,
     differences,
     judged,
@@ -303,7 +304,7 @@ def largest_batch(records: Sequence[Record]) -> Section:
     )  # fmt: skip
     rows = [row for row in clean(records, method=(PACKED, BASE)) if row.num_prompts == row.batch_size]
     columns = ("model", "loadbit", "dataset", "metric", "protocol", "memory_limit_mb")
-    kinds = pairs([row for row in rows if row.status == "oom"], *columns)
+    kinds = by_method([row for row in rows if row.status == "oom"], *columns)
     body, sources, times, sizes = [], [], [], {}
     for kind, failed in sorted(kinds.items(), key=str):
         if {PACKED, BASE} - failed.keys():

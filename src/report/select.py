@@ -39,11 +39,22 @@ def one_protocol(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.protocol == best]
 
 
-def pairs(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
+def by_method(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
     """The rows of each combination of columns by method; of two of one kind the newer one."""
     found: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: row.created_at):
         found.setdefault(tuple(getattr(row, column) for column in columns), {})[row.method] = row
+    return found
+
+
+def pairs(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
+    """The same, methods on one workload only: on that of most methods, of two the newer one."""
+    best: dict[tuple[object, ...], tuple[int, str]] = {}
+    found: dict[tuple[object, ...], dict[str, Row]] = {}
+    for (*key, _), methods in by_method(rows, *columns, "workload_fingerprint").items():
+        rank = (len(methods), max(row.created_at for row in methods.values()))
+        if tuple(key) not in best or rank > best[tuple(key)]:
+            best[tuple(key)], found[tuple(key)] = rank, methods
     return found
 
 
