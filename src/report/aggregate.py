@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -78,12 +77,3 @@ def read_seconds(folder: Path) -> NDArray[np.float64]:
 def summary(groups: list[list[Record]]) -> pandas.DataFrame:
     """One line per record, in the columns of ``Row``."""
     return pandas.DataFrame([asdict(record.row) for group in groups for record in group], columns=list(COLUMNS))
-
-
-def versions(records: Sequence[Record]) -> str:
-    """The versions and commits that the records were made with, each once."""
-    found: dict[str, None] = {}
-    for record in records:
-        packages = record.manifest.get("packages", {})
-        found.setdefault(f"torch {packages.get('torch')}, transformers {packages.get('transformers')}")
-    return "; ".join(found)

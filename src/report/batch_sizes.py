@@ -23,12 +23,15 @@ from src.report.select import (
     PACKED,
     by_method,
     clean,
+    decided,
     differences,
     judged,
     model_name,
+    not_run,
     one_protocol,
     order,
     pairs,
+    published_as,
     ratio_to,
     seconds,
 )  # fmt: skip
@@ -52,7 +55,7 @@ def speedup_by_batch_size(records: Sequence[Record]) -> Section:
     body, sources = [], []
     for (model, _, dataset, size), methods in groups.items():
         packed, base = methods[PACKED], methods[BASE]
-        theirs = paper.speedup(str(model) if model in MODELS else "llama2-1.3b", str(dataset), int(str(size)))
+        theirs = paper.speedup(published_as(model), str(dataset), int(str(size)))
         body.append([
             str(dataset), model_name(packed), str(size),
             speedup(packed) if packed.status == base.status == "ok" else f"{packed.status} / {base.status}",
@@ -106,16 +109,15 @@ def _order_of_datasets(found: list[tuple[tuple[Any, ...], Row]]) -> Claim:
     text = "Datasets rank alike by speedup"
     by_size: dict[int, list[tuple[float, float]]] = {}
     for (model, _, dataset, size), row in found:
-        theirs = paper.speedup(str(model) if model in MODELS else "llama2-1.3b", str(dataset), size)
+        theirs = paper.speedup(published_as(model), str(dataset), size)
         if theirs and row.speedup_over_full_batching:
             by_size.setdefault(size, []).append((row.speedup_over_full_batching, theirs))
     size = max(by_size, key=lambda size: (len(by_size[size]), size), default=0)
     if len(by_size.get(size, [])) < 3:
-        return Claim(text, "", "", "not run", "fewer than three datasets were measured")
+        return not_run(text, why="fewer than three datasets were measured")
     rank = float(scipy.stats.spearmanr(*zip(*by_size[size], strict=True)).statistic)
-    why = "" if rank >= 0.8 else differences(found[0][1])
-    return Claim(f"{text} (rank correlation, batches of {size})", "1", f"{rank:.2f}",
-                 "agrees" if rank >= 0.8 else "differs", why)  # fmt: skip
+    said = f"{text} (rank correlation, batches of {size})"
+    return decided(said, "1", f"{rank:.2f}", rank >= 0.8, differences(found[0][1]))
 
 
 def _speedup_curves(found: list[tuple[tuple[Any, ...], Row]]) -> Any:
@@ -135,7 +137,7 @@ def _speedup_curves(found: list[tuple[tuple[Any, ...], Row]]) -> Any:
             whisker(ours, size, row.speedup_over_full_batching or np.nan, row.speedup_ci_low, row.speedup_ci_high,
                      color=COLORS[dataset])  # fmt: skip
         known = [(size, value) for size in (4, 8, 16, 32, 64)
-                 if (value := paper.speedup(model if model in MODELS else "llama2-1.3b", dataset, size))]  # fmt: skip
+                 if (value := paper.speedup(published_as(model), dataset, size))]  # fmt: skip
         theirs.plot([size for size, _ in known], [value for _, value in known], linestyle="--", **style)
     top = 1.1 * max(row.speedup_over_full_batching or 0 for _, row in found)
     for panel, name in (
@@ -183,7 +185,6 @@ def batch_cost(records: Sequence[Record]) -> Section:
     section.claims.append(_free_batches(rows, alone))
     if rows:
         figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-        lengths = sorted({row.longest_prompt_tokens or 0 for row in rows if row.model == rows[0].model})
         published = [(int(line["prompt_length"]), int(line["batch_size"]), float(line["prefill_s"]))
                      for line in paper.table("prefill_by_batch_size_and_length")]  # fmt: skip
         measured = [(row.longest_prompt_tokens or 0, row.batch_size, row.seconds_per_batch_mean or np.nan)
@@ -201,7 +202,7 @@ def batch_cost(records: Sequence[Record]) -> Section:
             panel.set_title(title, fontsize=9)
             panel.legend(frameon=False, fontsize=8)
             clear_axes(panel)
-        section.figure = figure if lengths else None
+        section.figure = figure
     return section
 
 
@@ -216,10 +217,9 @@ def _free_batches(rows: Sequence[Row], alone: dict[tuple[str, int | None], float
         first = alone.get((row.model, row.longest_prompt_tokens))
         if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and row.seconds_per_batch_mean and first:
             times = row.seconds_per_batch_mean / first
-            holds = times < 2
-            why = "" if holds else f"{row.device_name}: one prompt keeps the device busy already"
-            return Claim(text, published, f"{times:.2f}x", "agrees" if holds else "differs", why)
-    return Claim(text, published, "", "not run", "nothing was recorded for it")
+            why = f"{row.device_name}: one prompt keeps the device busy already"
+            return decided(text, published, f"{times:.2f}x", times < 2, why)
+    return not_run(text, published)
 
 
 def speedup_predictors(records: Sequence[Record]) -> Section:
@@ -235,8 +235,7 @@ def speedup_predictors(records: Sequence[Record]) -> Section:
     published = {name: paper.find("speedup_predictors", "r_squared", predictor=name) for name in ("m - L/k", "r/k")}
     text = "Bins over prompts (r/k) predict the speedup better than m - L/k"
     if best is None:
-        claim = Claim(text, "R² 0.92 against 0.72", "", "not run", "nothing was recorded for it")
-        section.claims.append(claim)
+        section.claims.append(not_run(text, "R² 0.92 against 0.72"))
         return section
     record, points = best
     body, squares = [], {}
@@ -259,15 +258,7 @@ def speedup_predictors(records: Sequence[Record]) -> Section:
     )
     holds = squares["r/k"] > squares["m - L/k"]
     ours = f"R² {squares['r/k']:.2f} against {squares['m - L/k']:.2f}"
-    section.claims.append(
-        Claim(
-            text,
-            "R² 0.92 against 0.72",
-            ours,
-            "agrees" if holds else "differs",
-            "" if holds else differences(record.row),
-        )
-    )
+    section.claims.append(decided(text, "R² 0.92 against 0.72", ours, holds, differences(record.row)))
     return section
 
 

@@ -14,7 +14,7 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.prefill.methods import METHODS
 from src.report.faults import faults_rows
-from src.report.plots import STYLE, clear_axes, room, whisker
+from src.report.plots import STYLE, clear_axes, grouped_bars, room, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
@@ -22,14 +22,16 @@ from src.report.select import (
     ORDERED,
     PACKED,
     clean,
+    decided,
     judged,
     model_name,
+    not_run,
     one_protocol,
     order,
     pairs,
     seconds,
 )
-from src.report.tables import label, notes, number, speedup, with_interval
+from src.report.tables import label, notes, number, ratio_cells
 
 ORDER = (PACKED, "padding-free", "dataset-prepacking", BASE, ORDERED, "continuous-batching", "vllm")
 
@@ -97,19 +99,11 @@ def _memory_figure(section: Section, groups: dict[tuple[Any, ...], dict[str, Row
     of_model = {key[2]: m for key, m in groups.items() if key[:2] == model}
     names = sorted(of_model, key=order)
     figure, panel = plt.subplots(figsize=(9, 3.4), layout="constrained")
-    for place, method in enumerate((PACKED, BASE, ORDERED)):
-        for column, dataset in enumerate(names):
-            row, x = of_model[dataset].get(method), column + 0.27 * (place - 1)
-            if row is None or row.peak_memory_mb is None:
-                panel.annotate(
-                    row.status if row else "", (x, 0), rotation=90, ha="center", va="bottom", color="#B00020"
-                )
-                continue
-            panel.bar(x, row.peak_memory_mb, 0.25, edgecolor="black", linewidth=0.5,
-                      label=method if not column else None, **STYLE[method])  # fmt: skip
-            if row.must_hold_mb:
-                rest = row.resident_rest_mb or 0.0
-                panel.hlines(row.must_hold_mb + rest, x - 0.125, x + 0.125, color="black", linewidth=2)
+    groups_of_model = [of_model[name] for name in names]
+    for x, row in grouped_bars(panel, groups_of_model, (PACKED, BASE, ORDERED), "peak_memory_mb"):
+        if row.must_hold_mb:
+            rest = row.resident_rest_mb or 0.0
+            panel.hlines(row.must_hold_mb + rest, x - 0.125, x + 0.125, color="black", linewidth=2)
     panel.set_xticks(range(len(names)), names)
     panel.set_ylabel("peak memory (MB)")
     panel.set_title("bars: peak; lines: what must be held, and the process without weights", fontsize=9)
@@ -139,13 +133,13 @@ def generation(records: Sequence[Record]) -> Section:
     section.notes = notes([row for row in rows if row.status != "ok"])[1:]
     packed = [row for row in rows if row.method == PACKED]
     if not packed:
-        section.claims.append(Claim(text, "equal", "", "not run", "nothing was recorded for it"))
+        section.claims.append(not_run(text, "equal"))
         return section
     holds = all(row.status == "ok" and row.generated_equal_pct == 100 for row in packed)
     compared = sum(row.generated_tokens or 0 for row in packed)
     section.claims.append(
-        Claim(text, "equal", f"{compared:,} tokens compared, {'all equal' if holds else 'not all equal'}",
-              "agrees" if holds else "differs", "" if holds else "see the table")
+        decided(text, "equal", f"{compared:,} tokens compared, {'all equal' if holds else 'not all equal'}", holds,
+                "see the table")
     )  # fmt: skip
     return section
 
@@ -187,13 +181,9 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
     for (dataset, _, _, dtype, longest, size, *_), methods in groups.items():
         for name in sorted(methods, key=ORDER.index):
             row = methods[name]
-            ideal = row.fraction_of_ideal, row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high
-            ordered = (row.speedup_over_length_ordered, row.speedup_over_length_ordered_ci_low,
-                       row.speedup_over_length_ordered_ci_high)  # fmt: skip
             body.append([
                 label(row) + (" *" if METHODS[name].needs_dataset else ""), str(dataset), f"{model_name(row)}, {dtype}",
-                str(size), str(longest), seconds(row), speedup(row), with_interval(*ordered, unit="x"),
-                with_interval(*ideal), "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.2f}",
+                str(size), str(longest), seconds(row), *ratio_cells(row),
             ])  # fmt: skip
             sources.append([row.run_id])
     section.table = Table(

@@ -11,7 +11,7 @@ from typing import Any
 from src import stats
 from src.measure.summary import BASELINE
 from src.report.pairs import Pair
-from src.report.plots import close, plt, save
+from src.report.plots import clear_axes, finish, plt
 from src.report.sources import Entry, Source
 from src.report.tables import label
 
@@ -70,9 +70,7 @@ def draw(
         more = f"the first {MOST} of {whole} comparisons; comparison.md has all"
         handles.append(plt.Line2D([], [], linestyle="", label=more))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-    written = save(figure, path)
-    close(figure)
-    return written
+    return finish(figure, path)
 
 
 def _what(source: Source) -> str:
@@ -120,7 +118,7 @@ def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor
     axes.set_ylim((lines[-1][0] if lines else 0) + 0.7, -0.7)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    clear_axes(axes)
 
 
 def _line(

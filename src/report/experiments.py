@@ -12,8 +12,8 @@ import numpy as np
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import STYLE, bars, clear_axes, room, whisker
-from src.report.section import Claim, Section, Table
+from src.report.plots import STYLE, bars, clear_axes, grouped_bars, room, whisker
+from src.report.section import Section, Table
 from src.report.select import (
     BASE,
     DATASETS,
@@ -22,12 +22,15 @@ from src.report.select import (
     PACKED,
     WHOLE,
     clean,
+    decided,
     differences,
     judged,
     model_name,
+    not_run,
     one_protocol,
     order,
     pairs,
+    published_as,
     ratio_to,
     seconds,
 )  # fmt: skip
@@ -49,8 +52,7 @@ def readme_table(records: Sequence[Record]) -> Section:
     body, sources, shown = [], [], []
     for (_, _, size, metric), methods in groups.items():
         for name in (PACKED, BASE, ORDERED):
-            if not (row := methods.get(name)):
-                continue
+            row = methods[name]
             theirs = {column: paper.find("readme_example_table", column, method=name) for column in
                       ("avg_prefill_s_per_batch", "max_gpu_memory_mb")} if metric == "prefill" else {}  # fmt: skip
             body.append([
@@ -59,7 +61,7 @@ def readme_table(records: Sequence[Record]) -> Section:
                 number(row.seconds_per_batch_std, 3), speedup(row),
                 *(number(theirs[key], digits) if theirs else "" for key, digits in
                   (("avg_prefill_s_per_batch", 3), ("max_gpu_memory_mb", 0))),
-                _readme_speedup(name) if theirs else "",
+                _times(_readme_speedup(name)) if theirs else "",
             ])  # fmt: skip
             sources.append([row.run_id])
             shown.append(row)
@@ -70,13 +72,11 @@ def readme_table(records: Sequence[Record]) -> Section:
     )  # fmt: skip
     section.notes = notes(shown)[1:] if shown else []
     packed = next((methods.get(PACKED) for (*_, metric), methods in groups.items() if metric == "prefill"), None)
-    published = paper.find("readme_example_table", "avg_prefill_s_per_batch", method=BASE)
-    theirs_packed = paper.find("readme_example_table", "avg_prefill_s_per_batch", method=PACKED)
     section.claims = [
         judged(
             "Prepacking prefills batches of 64 MMLU prompts five times as fast as full-batching",
             packed, packed.speedup_over_full_batching if packed else None,
-            published / theirs_packed if published and theirs_packed else None,
+            _readme_speedup(PACKED),
             interval=(packed.speedup_ci_low, packed.speedup_ci_high) if packed else (None, None), batch_size=64,
         )
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def readme_table(records: Sequence[Record]) -> Section:
             1, len(groups), figsize=(5.2 * len(groups), 2.6), squeeze=False, layout="constrained"
         )
         for panel, ((_, _, size, metric), methods) in zip(axes.flat, groups.items(), strict=True):
-            bars(panel, [methods[name] for name in (PACKED, BASE, ORDERED) if name in methods])
+            bars(panel, [methods[name] for name in (PACKED, BASE, ORDERED)])
             panel.set_xlabel(f"{UNITS[str(metric)]}, seconds per batch of {size} (95 % interval)")
         section.figure = figure
     return section
@@ -104,7 +104,7 @@ def time_by_dataset(records: Sequence[Record]) -> Section:
     groups = {key: found for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], order(item[0][3])))}  # type: ignore[arg-type]
     body, sources = [], []
     for (metric, model, _, dataset), methods in groups.items():
-        asked = {"metric": metric, "dataset": dataset, "model": model if model in MODELS else "llama2-1.3b"}
+        asked = {"metric": metric, "dataset": dataset, "model": published_as(model)}
         theirs = [paper.find("time_per_batch_by_dataset", "seconds_per_batch", method=name, **asked)
                   for name in (BASE, PACKED)]  # fmt: skip
         ratio = theirs[0] / theirs[1] if theirs[0] and theirs[1] else None
@@ -125,11 +125,11 @@ def time_by_dataset(records: Sequence[Record]) -> Section:
     done = [m for m in groups.values() if {PACKED, BASE} <= m.keys()]
     faster = sum(m[PACKED].speedup_verdict == "faster" for m in done)
     if done:
-        why = "" if faster == len(done) else "elsewhere the interval reaches the noise floor, or a run failed"
-        verdict = "agrees" if faster == len(done) else "differs"
-        section.claims.append(Claim(text, "all six datasets", f"{faster} of {len(done)} comparisons", verdict, why))
+        why = "elsewhere the interval reaches the noise floor, or a run failed"
+        ours = f"{faster} of {len(done)} comparisons"
+        section.claims.append(decided(text, "all six datasets", ours, faster == len(done), why))
     else:
-        section.claims.append(Claim(text, "all six datasets", "", "not run", "nothing was recorded for it"))
+        section.claims.append(not_run(text, "all six datasets"))
     if groups:
         section.figure = _bars_by_dataset(groups)
     return section
@@ -143,19 +143,9 @@ def _bars_by_dataset(groups: dict[tuple[Any, ...], dict[str, Row]]) -> Any:
                                 squeeze=False, layout="constrained")  # fmt: skip
     for panel, kind in zip(axes.flat, panels, strict=False):
         of_kind = {key[3]: methods for key, methods in groups.items() if key[:3] == kind}
-        for place, name in enumerate((PACKED, BASE, ORDERED)):
-            for column, methods in enumerate(of_kind.values()):
-                row, x = methods.get(name), column + 0.27 * (place - 1)
-                if row is None or row.seconds_per_batch_mean is None:
-                    panel.annotate(
-                        row.status if row else "", (x, 0), rotation=90, ha="center", va="bottom", color="#B00020"
-                    )
-                    continue
-                panel.bar(x, row.seconds_per_batch_mean, 0.25, edgecolor="black", linewidth=0.5,
-                          label=name if not column else None, **STYLE[name])  # fmt: skip
-                whisker(
-                    panel, x, row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
-                )
+        for x, row in grouped_bars(panel, [*of_kind.values()], (PACKED, BASE, ORDERED), "seconds_per_batch_mean"):
+            mean = row.seconds_per_batch_mean or 0.0
+            whisker(panel, x, mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high)
         panel.set_xticks(range(len(of_kind)), of_kind, fontsize=8)
         panel.set_ylabel("seconds per batch")
         shown = [row for methods in of_kind.values() for row in methods.values()]
@@ -190,7 +180,7 @@ def dataset_level(records: Sequence[Record]) -> Section:
     for (model, _, dataset, size, _), methods in sorted(
         groups.items(), key=lambda item: str(item[0][:2]) + f"{item[0][3]:3}"
     ):
-        asked = {"model": model if model in MODELS else "llama2-1.3b", "dataset": dataset, "batch_size": size}
+        asked = {"model": published_as(model), "dataset": dataset, "batch_size": size}
         theirs = [
             paper.find("dataset_level_prefill_per_prompt", "prefill_s_per_prompt", method=name, **asked)
             for name in names
@@ -212,12 +202,12 @@ def dataset_level(records: Sequence[Record]) -> Section:
             return row.seconds_per_prompt_mean or np.inf
 
         first = sum(cost(m[WHOLE]) <= 1.02 * min(cost(m[name]) for name in (PACKED, BASE, ORDERED)) for m in complete)
-        why = "" if first == len(complete) else differences(complete[0][WHOLE]) + "; packing is timed here"
-        section.claims.append(Claim(text, "on mmlu and alpaca", f"{first} of {len(complete)} batch sizes",
-                                    "agrees" if first == len(complete) else "differs", why))  # fmt: skip
+        why = differences(complete[0][WHOLE]) + "; packing is timed here"
+        ours = f"{first} of {len(complete)} batch sizes"
+        section.claims.append(decided(text, "on mmlu and alpaca", ours, first == len(complete), why))
         section.figure = _per_prompt_curves(groups, names)
     else:
-        section.claims.append(Claim(text, "on mmlu and alpaca", "", "not run", "nothing was recorded for it"))
+        section.claims.append(not_run(text, "on mmlu and alpaca"))
     return section
 
 
@@ -256,6 +246,10 @@ def _per_prompt_curves(groups: dict[tuple[Any, ...], dict[str, Row]], names: Seq
     return figure
 
 
-def _readme_speedup(method: str) -> str:
+def _readme_speedup(method: str) -> float | None:
     base, own = (paper.find("readme_example_table", "avg_prefill_s_per_batch", method=name) for name in (BASE, method))
-    return f"{base / own:.2f}x" if base and own else ""
+    return base / own if base and own else None
+
+
+def _times(ratio: float | None) -> str:
+    return f"{ratio:.2f}x" if ratio else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ def time_per_batch(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_axis_off()
     for axes, group in zip(grid.flat, groups, strict=False):
         _bars(axes, [record.row for record in group])
-    written = save(figure, path)
-    plt.close(figure)
-    return written
+    return finish(figure, path)
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
@@ -70,7 +68,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     )
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
     axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    clear_axes(axes)
 
 
 def bars(panel: Any, rows: Sequence[Row]) -> None:
@@ -90,6 +88,23 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
         0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
     )
     clear_axes(panel)
+
+
+def grouped_bars(
+    panel: Axes, groups: Sequence[Mapping[str, Row]], methods: Sequence[str], column: str
+) -> Iterator[tuple[float, Row]]:
+    """Vertical bars of a column, three methods a group; failures by name. Gives each bar's place and row."""
+    for place, method in enumerate(methods):
+        for number, group in enumerate(groups):
+            row, x = group.get(method), number + 0.27 * (place - 1)
+            if row is None or getattr(row, column) is None:
+                panel.annotate(
+                    row.status if row else "", (x, 0), rotation=90, ha="center", va="bottom", color="#B00020"
+                )
+                continue
+            panel.bar(x, getattr(row, column), 0.25, edgecolor="black", linewidth=0.5,
+                      label=method if not number else None, **STYLE[method])  # fmt: skip
+            yield x, row
 
 
 def whisker(panel: Any, x: float, y: float, low: float | None, high: float | None, color: str = "black") -> None:
@@ -133,10 +148,8 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         what = f"{record.row.dataset} ({record.row.dataset_source})"
         axes.set_title(f"{what}, {len(lengths):,} prompts, longest {lengths.max():,} tokens", fontsize=9)
         axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    written = save(figure, path)
-    plt.close(figure)
-    return written
+        clear_axes(axes)
+    return finish(figure, path)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -150,6 +163,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def close(figure: Figure) -> None:
-    """Give its memory back."""
+def finish(figure: Figure, path: Path) -> list[Path]:
+    """Save a figure and give its memory back."""
+    written = save(figure, path)
     plt.close(figure)
+    return written

@@ -70,13 +70,27 @@ def judged(
     """A claim with a figure, ours beside the paper's: it agrees within ``CLOSE``, or where the interval holds it."""
     theirs = "" if published is None else f"{published:.2f}{unit}"
     if row is None or ours is None or published is None:
-        return Claim(text, theirs, "", "not run", "nothing was recorded for it")
+        return not_run(text, theirs)
     low, high = interval
     shown = f"{ours:.2f}{unit}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
     inside = low is not None and high is not None and low <= published <= high
-    if inside or abs(ours / published - 1) <= CLOSE:
-        return Claim(text, theirs, shown, "agrees")
-    return Claim(text, theirs, shown, "differs", differences(row, batch_size))
+    holds = inside or abs(ours / published - 1) <= CLOSE
+    return decided(text, theirs, shown, holds, differences(row, batch_size))
+
+
+def decided(text: str, published: str, ours: str, holds: bool, why: str) -> Claim:
+    """A claim that was put to the test; ``why`` is said where it does not hold."""
+    return Claim(text, published, ours, "agrees" if holds else "differs", "" if holds else why)
+
+
+def not_run(text: str, published: str = "", why: str = "nothing was recorded for it") -> Claim:
+    """A claim that nothing was measured for."""
+    return Claim(text, published, "", "not run", why)
+
+
+def published_as(model: object) -> str:
+    """The paper's model to set beside one of ours: the same where it has it, else Llama2-1.3B."""
+    return str(model) if model in MODELS else "llama2-1.3b"
 
 
 def differences(row: Row, batch_size: int | None = None) -> str:

@@ -118,13 +118,17 @@ def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
         if row.status != "ok":
             body.append([*what, name, row.status, *[""] * 4])
             continue
-        ordered = (row.speedup_over_length_ordered, row.speedup_over_length_ordered_ci_low,
-                   row.speedup_over_length_ordered_ci_high)  # fmt: skip
-        ideal = row.fraction_of_ideal, row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high
-        cells = [speedup(row), with_interval(*ordered, unit="x"), with_interval(*ideal)]
-        limit = "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.2f}"
-        body.append([*what, name, *cells, limit, number(row.seconds_per_batch_mean, 3)])
+        body.append([*what, name, *ratio_cells(row), number(row.seconds_per_batch_mean, 3)])
     return markdown(header, body)
+
+
+def ratio_cells(row: Row) -> list[str]:
+    """A row's time as ratios: over full-batching, over length-ordered, of the ideal, of the limit."""
+    ordered = (row.speedup_over_length_ordered, row.speedup_over_length_ordered_ci_low,
+               row.speedup_over_length_ordered_ci_high)  # fmt: skip
+    ideal = row.fraction_of_ideal, row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high
+    limit = "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.2f}"
+    return [speedup(row), with_interval(*ordered, unit="x"), with_interval(*ideal), limit]
 
 
 def provenance(group: Sequence[Record]) -> str:
