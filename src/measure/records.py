@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from src.cli import UserError, warn
-from src.measure.row import COLUMNS, STATUSES, Row
+from src.measure import schema
+from src.measure.row import Row
 
-SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 DRAFT = ".tmp-"  # how names begin of what is not finished
 REPLACE_ATTEMPTS = 20
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+HOME = re.compile(r"/(home|Users)/[^/\s\"']+")
 
 
 @dataclass
@@ -118,10 +119,10 @@ def _write(record: Record, results_dir: Path) -> Path:
 
     final, draft, old = (results_dir / name for name in (record.row.run_id, _draft_name(), _draft_name()))
     content = {
-        "schema_version": SCHEMA_VERSION,
-        "row": {key: _plain(value) for key, value in asdict(record.row).items()},
+        "schema_version": schema.SCHEMA_VERSION,
+        "row": _plain(asdict(record.row)),
         "prompt_lengths": record.prompt_lengths,
-        "manifest": record.manifest,
+        "manifest": _plain(record.manifest),
     }
     files = {
         "samples.csv": pandas.DataFrame(record.samples).to_csv(index=False),
@@ -157,21 +158,28 @@ def _write(record: Record, results_dir: Path) -> Path:
 
 
 def read(folder: Path) -> Record:
-    """Read one record; the samples stay on disk until asked for with ``read_samples``.
+    """Read one record, of this or an older schema; the samples stay on disk until asked for.
 
     Raises:
-        ValueError: the folder's record is cut short, not JSON, or not of this schema.
+        ValueError: the folder's record is cut short, not JSON, not as the schema says, or of a newer one.
+    """
+    content = read_content(folder)
+    row = schema.check(content)
+    return Record(row, content["manifest"], {}, prompt_lengths=content["prompt_lengths"], folder=folder)
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """What a folder's record.json holds, in this version of the schema, its columns not yet checked.
+
+    Raises:
+        ValueError: it cannot be read, or is of a newer version.
     """
     try:
-        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {content['schema_version']}, this program reads {SCHEMA_VERSION}")
-        row = Row(**{key: value for key, value in content["row"].items() if key in COLUMNS})
-        if row.status not in STATUSES or not row.run_id:
-            raise ValueError("no run_id or an unknown status")
-        return Record(row, content["manifest"], {}, prompt_lengths=content["prompt_lengths"], folder=folder)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        text = (folder / RECORD_FILE).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=lambda _: None)  # NaN, which older programs wrote and JSON lacks
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+    return schema.upgraded(content)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     try:
         return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
 
 
@@ -214,10 +222,11 @@ def _without_secrets(text: str) -> str:
     home = str(Path.home())
     if len(home) > 1:
         text = text.replace(home + os.sep, "~" + os.sep).replace(home, "~")
-    text = re.sub(r"/(home|Users)/[^/\s\"']+", "~", text)
-    return TOKEN.sub("hf_(removed)", text)
+    return TOKEN.sub("hf_(removed)", HOME.sub("~", text))
 
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
