@@ -61,6 +61,10 @@ notebooks: $(READY) ## execute the notebooks anew, in place
 errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
 	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py tests/test_compare.py tests/test_sharing.py -k one_line
 
+families: $(READY) ## write docs/library.md's table of families anew, as measured by the tests, and its picture
+	WRITE_LIBRARY=1 $(PY) -m pytest -q -n 0 tests/test_library.py -k documented
+	$(PY) scripts/picture.py --write
+
 vllm-env: ## an environment of its own for the method vllm, .venv-vllm (CPU: 3.5 GB, some minutes)
 	@rm -rf .venv-vllm && $(BASE_PYTHON) -m venv .venv-vllm
 	@echo "installing $(VLLM) in .venv-vllm (log: .venv-vllm/install.log)"

@@ -257,12 +257,15 @@ def by_segments(model: PreTrainedModel) -> Iterator[None]:
 
 def _own_attention(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
-    scaling: float, segments: Segments, **_: Any,
+    scaling: float, segments: Segments, sliding_window: int | None = None, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """What transformers calls in each layer: queries [rows, heads, width, head_dim], keys and values alike."""
+    """What transformers calls in each layer: queries [rows, heads, width, head_dim], keys and values alike.
+
+    The window is the layer's own, as some models have it in some layers only.
+    """
     (rows, heads, width, head_dim), kv_heads = query.shape, key.shape[1]
     line = query.new_zeros(rows * width + 1, heads + 2 * kv_heads, head_dim)
     line[:-1] = torch.cat([query, key, value], dim=1).transpose(1, 2).flatten(0, 1)
     out = query.new_zeros(rows * width + 1, heads * head_dim)
-    attend(line, heads, kv_heads, scaling, segments, out)
+    attend(line, heads, kv_heads, scaling, replace(segments, window=sliding_window), out)
     return out[:-1].view(rows, width, heads, head_dim), None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from src.prefill import attention
 from src.prefill.attention import Segments, plan_segments
@@ -49,21 +49,30 @@ class Piece:
         )
 
 
+def _window(config: PretrainedConfig) -> int | None:
+    """The sliding window of all layers, in tokens; None where a window is named but no layer has it."""
+    without = config.model_type == "llama" or set(getattr(config, "layer_types", None) or []) == {"full_attention"}
+    return None if without else getattr(config, "sliding_window", None)
+
+
 class Modern:
     """No mask, logits at last positions only, every prompt's KV in a padded cache.
 
     Padded methods leave it right-padded, as their rows are, with one exception: generation counts a sliding window in
     columns of the cache, so that a window needs left padding. Methods that pack always unpack into left padding.
+
+    Args:
+        left_padded: leave every method's cache left-padded, which costs padded methods a scatter.
     """
 
-    def __init__(self, model: PreTrainedModel, method: Method, how: How) -> None:
+    def __init__(self, model: PreTrainedModel, method: Method, how: How, left_padded: bool = False) -> None:
         self._model, self._method, self._how = model, method, how
         self._forward = FusedForward.of(model) if how.forward == "fused" else OwnForward(model)
         self._kernel = attention.pick_kernel(model.device, model.dtype)
         rows = "right-padded, no mask" if not method.packs else "no mask, by segment"
         self.attention = f"{rows}, {'variable-length kernel' if self._kernel == 'varlen' else 'SDPA'}"
-        self._window = getattr(model.config, "sliding_window", None)
-        self._scatters = method.packs or self._window is not None
+        self._window = _window(model.config)
+        self._scatters = left_padded or method.packs or self._window is not None
 
     def close(self) -> None:
         """Nothing is held that the model does not hold."""
