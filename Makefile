@@ -40,7 +40,7 @@ check: $(READY) ## check records that were sent: FILE=file.tar.gz, or a folder
 smoke: $(READY) ## try the whole path on a few prompts, in under a minute
 	$(PY) -m src.reproduce smoke=true scale=cpu results_dir=$$(mktemp -d)
 
-test: lint ## lint and the whole test suite, offline, on CPU
+test: $(READY) ## the whole test suite, lint among it, offline, on CPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
 lint: $(READY) ## ruff and mypy: style, mistakes, types

@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.weights": ("auto", "hub", "random"),
     "dataset.source": ("auto", "hub", "file", "profile"),
     "scale": ("auto", "cpu", "gpu"),
+    "device_map": ("auto", "sequential"),
 }
 
 
@@ -98,6 +99,7 @@ class Config:
     warmup: int = 1
     seed: int = 0
     device: str = "auto"
+    device_map: str | None = None
     dtype: str = "auto"
     loadbit: str = "none"
     verify_batches: int = 2
@@ -228,6 +230,8 @@ def check(config: Config) -> None:
         )
     if config.loadbit != "none" and "vllm" in config.compared_methods:
         raise UserError("loadbit", "vllm is measured with plain weights only", "use loadbit=none, or leave vllm out")
+    if config.device_map is not None:
+        _check_split(config)
     for quirk in config.quirks:
         _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
     for setting, number, least in (
@@ -274,6 +278,14 @@ def check(config: Config) -> None:
             f"{config.batch_size} is larger than the data (num_prompts={config.num_prompts})",
             "lower batch_size or raise num_prompts",
         )
+
+
+def _check_split(config: Config) -> None:
+    _one_of("device_map", str(config.device_map), CHOICES["device_map"])
+    if served := set(config.compared_methods) & set(SERVING):
+        raise UserError("device_map", f"{sorted(served)[0]} is measured on one device", "use null, or leave it out")
+    if config.protocol == "modern" and config.forward == "fused":
+        raise UserError("forward", "fused serves a model on one device", "use forward=transformers with device_map")
 
 
 def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -148,3 +148,10 @@ def test_the_project_says_nothing_of_the_machine_it_was_made_on() -> None:
         path = ROOT / name
         if path.is_file() and path.suffix not in {".png"}:
             assert f"{home}/" not in path.read_text(encoding="utf-8", errors="ignore"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join)
+def test_the_sources_pass_what_make_lint_asks(check: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -125,7 +125,7 @@ def test_no_sync_reads_the_clock_while_the_device_works(monkeypatch: pytest.Monk
     monkeypatch.setattr(module.PhaseTimer, "_synchronize", lambda self: events.append("wait"))
     monkeypatch.setattr(module.time, "perf_counter", lambda: events.append("clock") or float(len(events)))
     for synchronizes in (True, False):
-        timer = module.PhaseTimer(torch.device("cpu"), synchronizes)
+        timer = module.PhaseTimer(torch.device("cpu"), synchronizes=synchronizes)
         timer.start()
         events.clear()
         timer.stop()

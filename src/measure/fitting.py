@@ -31,11 +31,7 @@ def skip_dominated(plan: Plan) -> None:
     mine = _kind(as_dict(plan.config))
     for folder, record in records.read_all(plan.results_dir):
         row = record.row
-        if (
-            row.status != "oom"
-            or row.batch_size > plan.config.batch_size
-            or row.device_name != machine.device_name(plan.device)
-        ):
+        if row.status != "oom" or row.batch_size > plan.config.batch_size or row.device_name != plan.device_name:
             continue
         if _kind(records.read_config(folder)) != mine:
             continue

@@ -52,6 +52,22 @@ def pick_device(asked: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def pick_devices(asked: str, device_map: str | None) -> tuple[torch.device, ...]:
+    """The devices a run uses: one, or all GPUs where ``device_map`` splits the model over them.
+
+    Raises:
+        UserError: as ``pick_device``; a split where there is no GPU, or that starts at another than the first.
+    """
+    device = pick_device(asked)
+    if device_map is None:
+        return (device,)
+    if device.type != "cuda":
+        raise UserError("device_map", f"{device_map} splits a model over GPUs, and this runs on a CPU", "use null")
+    if device.index:
+        raise UserError("device", f"'{asked}' with a device_map", "use device=auto; CUDA_VISIBLE_DEVICES chooses GPUs")
+    return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+
+
 def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
     """The type of weights and activations: bfloat16 on a GPU and float32 on a CPU, unless asked otherwise."""
     if asked == "auto":
@@ -59,16 +75,16 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of cores this process may use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def device_name(*devices: torch.device) -> str:
+    """The GPU's name, with their number before it where a model is split; or the CPU's, with the cores it may use."""
+    if devices[0].type == "cuda":
+        return f"{len(devices)} x " * (len(devices) > 1) + torch.cuda.get_device_name(devices[0])
     return f"{_cpu_model()}, {cores()} cores"
 
 
-def machine_slug(device: torch.device) -> str:
+def machine_slug(*devices: torch.device) -> str:
     """The name of this machine's folder below results/: lower case, no spaces, nothing private."""
-    return slug(f"{device.type if device.type == 'cpu' else ''} {device_name(device)}")
+    return slug(f"{'cpu' * (devices[0].type == 'cpu')} {device_name(*devices)}")
 
 
 def slug(name: str) -> str:

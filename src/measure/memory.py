@@ -45,10 +45,10 @@ def keep_freed_memory() -> None:
 
 
 class PeakMemory:
-    """``reset`` before a span, ``read`` after it."""
+    """``reset`` before a span, ``read`` after it; of several GPUs the sum of each one's peak."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self._devices = devices
         self._before_mb: float | None = None
         self._swap_before_mb: float | None = None
         self._resettable = False
@@ -57,9 +57,10 @@ class PeakMemory:
         """Give back what earlier work left, then set the high-water marks to what is in use now."""
         gc.collect()
         self._swap_before_mb = status_mb("VmSwap")
-        if self._device.type == "cuda":
+        if self._devices[0].type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
+            for device in self._devices:
+                torch.cuda.reset_peak_memory_stats(device)
             return
         try:
             # The C library keeps freed memory, which would count as the next method's.
@@ -76,10 +77,10 @@ class PeakMemory:
         """The high-water marks since ``reset``."""
         swap_mb = status_mb("VmSwap")
         swapped_mb = None if swap_mb is None or self._swap_before_mb is None else swap_mb - self._swap_before_mb
-        if self._device.type == "cuda":
+        if self._devices[0].type == "cuda":
             return Peak(
-                allocated_mb=torch.cuda.max_memory_allocated(self._device) / MB,
-                reserved_mb=torch.cuda.max_memory_reserved(self._device) / MB,
+                allocated_mb=sum(map(torch.cuda.max_memory_allocated, self._devices)) / MB,
+                reserved_mb=sum(map(torch.cuda.max_memory_reserved, self._devices)) / MB,
                 swapped_mb=swapped_mb,
             )
         resident = status_mb("VmHWM") if self._resettable else None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 MB = 1024 * 1024
 WINDOW_S = 1.0  # NVML averages utilization over 1/6 to 1 s, by GPU: the longest is counted
@@ -145,6 +149,45 @@ class NvmlCounters:
             if getattr(error, "value", None) != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                 raise
             return (nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle),)  # its name in older drivers
+
+
+def _all_bits(masks: Iterable[float]) -> float:
+    return float(functools.reduce(operator.or_, map(int, masks)))
+
+
+class SplitCounters:
+    """Several GPUs that a model is split over, as one: memory, power and energy are summed, utilization is the mean.
+
+    Of clocks the lowest counts, of temperatures the highest, and what slows one of them down slows the model.
+    """
+
+    source = "nvml"
+    window_s = WINDOW_S
+    _TOGETHER: ClassVar[dict[str, Callable[[list[float]], float]]] = {
+        "utilization_pct": statistics.fmean,
+        "memory_utilization_pct": statistics.fmean,
+        "sm_clock_mhz": min,
+        "memory_clock_mhz": min,
+        "temperature_c": max,
+        "clock_event_reasons": _all_bits,
+    }
+
+    def __init__(self, parts: Sequence[NvmlCounters]) -> None:
+        self._parts = parts
+
+    def read(self) -> Reading:
+        """One reading of all; a counter that one of them does not give is a gap."""
+        readings, together = [part.read() for part in self._parts], Reading()
+        for name in dict.fromkeys(name for reading in readings for name in reading.values):
+            if all(name in reading.values for reading in readings):
+                together.values[name] = self._TOGETHER.get(name, sum)([reading.values[name] for reading in readings])
+        for reading in readings:
+            together.gaps = reading.gaps | together.gaps
+        return together
+
+    def windows(self, seconds: float, readings: int) -> int:
+        """As of one GPU."""
+        return self._parts[0].windows(seconds, readings)
 
 
 class NoCounters:

@@ -80,7 +80,7 @@ class Plan:
     """A comparison that is ready to run: everything decided, no weights loaded."""
 
     config: Config
-    device: torch.device
+    devices: tuple[torch.device, ...]  # the one; all that the model is split over, where device_map asks for it
     dtype: torch.dtype
     source: ModelSource
     prompts: Prompts
@@ -90,10 +90,21 @@ class Plan:
     shuffled: list[Batch]  # batches as they arrive
     rates: Rates | None = None  # of this machine, once they are measured
     ideal: Outcome | None = None  # a dense forward of as many useful tokens, timed beside the methods
+    split: str | None = None  # which layers are on which GPU, once they are loaded
     pack: Pack = field(init=False)
 
     def __post_init__(self) -> None:
         self.pack = PACKINGS[self.config.packing]
+
+    @property
+    def device(self) -> torch.device:
+        """Where a batch goes in."""
+        return self.devices[0]
+
+    @property
+    def device_name(self) -> str:
+        """What all of it runs on."""
+        return machine.device_name(*self.devices)
 
     @property
     def how(self) -> How:
@@ -115,7 +126,7 @@ class Plan:
     def identity(self) -> str:
         """8 hex digits over settings, workload, model, machine and code: what makes a run the same run."""
         parts = (config_hash(self.config), self.workload_fingerprint, self.source.detail,
-                 machine.device_name(self.device), machine.code_hash())  # fmt: skip
+                 self.device_name, machine.code_hash())  # fmt: skip
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
     @property
@@ -160,7 +171,7 @@ class Plan:
 
 def results_dir_of(config: Config) -> Path:
     """The folder that a configuration's records go to: the one it names, else the one of this machine."""
-    slug = machine.machine_slug(machine.pick_device(config.device))
+    slug = machine.machine_slug(*machine.pick_devices(config.device, config.device_map))
     return Path(config.results_dir or Path("results") / slug).expanduser()
 
 
@@ -170,7 +181,8 @@ def prepare(config: Config) -> Plan:
     Raises:
         UserError: any setting that this machine, model or dataset cannot serve.
     """
-    device = machine.pick_device(config.device)
+    devices = machine.pick_devices(config.device, config.device_map)
+    device = devices[0]
     dtype = machine.pick_dtype(config.dtype, device)
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = results_dir_of(config)
@@ -222,7 +234,7 @@ def prepare(config: Config) -> Plan:
         ideal = Outcome(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
     records.check_writable(results_dir)
     named = fingerprint(prompts.token_ids, shuffled)
-    return Plan(config, device, dtype, source, prompts, outcomes, named, results_dir, shuffled, ideal=ideal)
+    return Plan(config, devices, dtype, source, prompts, outcomes, named, results_dir, shuffled, ideal=ideal)
 
 
 def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:

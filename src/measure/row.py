@@ -40,6 +40,7 @@ class Row:
     repeats: int = _column("timed passes over the batches", 0)
     seed: int = _column("of the sample, the shuffle, the order of methods and random weights", 0)
     device_name: str = _column("GPU, or CPU with its cores", "")
+    split: str | None = _column("which layers are on which GPU, where device_map split the model")
     dtype: str = _column("type of weights and activations", "")
     loadbit: str = _column("bits of the weights through bitsandbytes; none: as dtype", "")
     quirks: str | None = _column("measuring faults of the authors' code that were on, for demonstration; else empty")

@@ -28,6 +28,7 @@ from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
 from src.measure.vllm import Missing, Vllm
+from src.prefill import split
 from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
 from src.prefill.models import load_model
 from src.prefill.modern import Ideal
@@ -50,14 +51,16 @@ def run(plan: Plan) -> list[Record]:
         plan.rates = measure_rates(plan.device, plan.dtype)
     if plan.device.type == "cpu":
         keep_freed_memory()
-    counters, made = counters_for(plan.device), machine.manifest(plan.device)
-    PeakMemory(plan.device).reset()  # gives back what an earlier comparison's model left
+    counters, made = counters_for(*plan.devices), machine.manifest(plan.device)
+    PeakMemory(*plan.devices).reset()  # gives back what an earlier comparison's model left
     if not plan.config.rerun:
         skip_dominated(plan)
     leave_out_what_cannot_fit(plan)
     try:
         if any(outcome.status == "ok" for outcome in plan.outcomes):
-            model = load_model(plan.source, plan.device, plan.dtype, plan.config.loadbit, plan.config.seed)
+            c = plan.config
+            model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices)
+            plan.split = split.in_words(model)
             if plan.ideal:
                 plan.ideal.engine = Ideal(model)
             try:
@@ -135,7 +138,8 @@ def _time(plan: Plan, counters: Counters) -> None:
     The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
     """
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
-    timer, memory = PhaseTimer(plan.device, "no-sync" not in plan.quirks), PeakMemory(plan.device)
+    timer = PhaseTimer(*plan.devices, synchronizes="no-sync" not in plan.quirks)
+    memory = PeakMemory(*plan.devices)
     batches = sum(len(outcome.batches) for outcome in plan.timed)
     bar = tqdm(
         total=(c.warmup + c.repeats) * batches,
@@ -222,7 +226,7 @@ def _timed_pass(
 
 def timed_seconds(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> list[float]:
     """Seconds of each batch of one pass over a method's batches, timed as in a comparison."""
-    timer = PhaseTimer(plan.device)
+    timer = PhaseTimer(*plan.devices)
     outcome.engine = outcome.engine or make_engine(model, outcome.method, plan.how)
     return [sum(_timed_batch(plan, outcome, timer, number)[1].values()) for number in range(len(outcome.batches))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -12,14 +13,14 @@ from typing import Any
 
 import torch
 
-from src.measure.nvml import NoCounters, NvmlCounters, Reading, throttle_names
+from src.measure.nvml import NoCounters, NvmlCounters, Reading, SplitCounters, throttle_names
 from src.measure.process import ProcessCounters
 
 VALID_WINDOWS = 5
 ANSWER_S = 5.0  # a driver that has not answered after this long is taken for hung
 STOP_S = 2.0  # the longest that leaving the sampler may take
 
-Counters = ProcessCounters | NvmlCounters | NoCounters
+Counters = ProcessCounters | NvmlCounters | SplitCounters | NoCounters
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,17 @@ class Usage:
         return self.mean_utilization_pct is not None and self.windows >= VALID_WINDOWS
 
 
-def counters_for(device: torch.device, answer_s: float = ANSWER_S) -> Counters:
-    """The counters that exist for ``device``; a driver that is silent for ``answer_s`` seconds counts as none."""
-    if device.type != "cuda":
+def counters_for(*devices: torch.device, answer_s: float = ANSWER_S) -> Counters:
+    """The counters that exist for the devices; a driver that is silent for ``answer_s`` seconds counts as none."""
+    if devices[0].type != "cuda":
         return ProcessCounters()
-    return gpu_counters(lambda: str(torch.cuda.get_device_properties(device).uuid), answer_s)
+    found = [gpu_counters(functools.partial(_uuid, device), answer_s) for device in devices]
+    answering = [counters for counters in found if isinstance(counters, NvmlCounters)]
+    return found[0] if len(found) == 1 or len(answering) < len(found) else SplitCounters(answering)
+
+
+def _uuid(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def gpu_counters(uuid: Callable[[], str], answer_s: float = ANSWER_S) -> NvmlCounters | NoCounters:

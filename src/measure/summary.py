@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from src import stats
 from src.config import Config, as_dict, config_hash
-from src.measure.machine import device_name, manifest, pick_device
+from src.measure.machine import device_name, manifest, pick_devices
 from src.measure.plan import Outcome, Plan
 from src.measure.records import Record
 from src.measure.row import Row
@@ -38,9 +38,9 @@ def to_records(plan: Plan, made: dict[str, Any], config: dict[str, Any]) -> list
 
 def failed_before_planning(config: Config, status: str, reason: str) -> list[Record]:
     """Rows for a configuration whose model could not even be looked at: settings, and no workload to name."""
-    c, device = config, pick_device(config.device)
+    c, devices = config, pick_devices(config.device, config.device_map)
     run = f"{c.dataset.name}-{c.model.name}-{c.metric}-{c.protocol}-b{c.batch_size}-{config_hash(c)[:8]}"
-    made, rows = manifest(device), []
+    made, rows = manifest(devices[0]), []
     for method in c.compared_methods:
         row = Row(
             run_id=f"{method}-{run}",
@@ -57,7 +57,7 @@ def failed_before_planning(config: Config, status: str, reason: str) -> list[Rec
             batch_size=c.batch_size,
             num_prompts=c.num_prompts,
             seed=c.seed,
-            device_name=device_name(device),
+            device_name=device_name(*devices),
             loadbit=c.loadbit,
             config_hash=config_hash(c),
         )
@@ -115,7 +115,8 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         num_batches=len(outcome.batches),
         repeats=len(outcome.passes),
         seed=c.seed,
-        device_name=device_name(plan.device),
+        device_name=plan.device_name,
+        split=plan.split,
         dtype=c.dtype,
         loadbit=c.loadbit,
         quirks=" ".join(plan.quirks) or None,

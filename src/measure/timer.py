@@ -12,13 +12,15 @@ class PhaseTimer:
     """Times one batch. ``start``, then ``lap`` at the end of each phase, then ``stop``.
 
     On a CUDA device a phase boundary is an event recorded on the stream, so that reading the clock does not hold the
-    device up; a phase's time includes the device's wait for the host within it. On a CPU it is the host clock.
+    device up; a phase's time includes the device's wait for the host within it. On a CPU it is the host clock, as it is
+    for a model that is split over several GPUs: they work one after the other, and each boundary waits for all.
     """
 
-    def __init__(self, device: torch.device, synchronizes: bool = True) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device, synchronizes: bool = True) -> None:
+        self._devices = devices
         self._synchronizes = synchronizes
-        self._cuda = device.type == "cuda"
+        self._cuda = devices[0].type == "cuda"
+        self._events = self._cuda and len(devices) == 1
         self._phases: list[str] = []
         self._marks: list[Any] = []
         self._started_s = 0.0
@@ -43,11 +45,11 @@ class PhaseTimer:
         if self._synchronizes:
             self._synchronize()
         self.host_seconds = time.perf_counter() - self._started_s
-        if self._cuda and not self._synchronizes:
+        if self._events and not self._synchronizes:
             return self._as_the_host_saw_it()
         seconds: dict[str, float] = {}
         for phase, before, after in zip(self._phases, self._marks, self._marks[1:], strict=False):
-            span = before.elapsed_time(after) / 1000 if self._cuda else after - before
+            span = before.elapsed_time(after) / 1000 if self._events else after - before
             seconds[phase] = seconds.get(phase, 0.0) + span
         return seconds
 
@@ -57,15 +59,18 @@ class PhaseTimer:
         return {self._phases[-1]: self.host_seconds}
 
     def _mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        if self._events:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._devices[0]))
+            return event
+        if self._synchronizes:
+            self._synchronize()
+        return time.perf_counter()
 
     def _synchronize(self) -> None:
         if self._cuda:
-            torch.cuda.synchronize(self._device)
+            for device in self._devices:
+                torch.cuda.synchronize(device)
 
 
 class NoTimer:

@@ -53,7 +53,7 @@ class CacheWriter:
         line = self._lines[layer]
         if line is None:
             line = self._lines[layer] = _zeros(self.spare + 1, kv)
-        line.index_copy_(0, self.places, kv)
+        line.index_copy_(0, self.places.to(kv.device), kv)  # layers of a model that is split are on several devices
         self._laps("unpack")
 
     def cache(self) -> DynamicCache:
@@ -104,7 +104,9 @@ def unpack(cache: DynamicCache, row: torch.Tensor, start: torch.Tensor, length: 
     for layer in cache.layers:
         for name in ("keys", "values"):
             source = getattr(layer, name)
+            to, at = [(rows.to(source.device), columns.to(source.device)) for rows, columns in
+                      ((prompt, to_column), (from_row, from_column))]  # fmt: skip
             target = source.new_zeros(k, source.shape[1], longest, source.shape[3])
-            target[prompt, :, to_column] = source[from_row, :, from_column]
+            target[to[0], :, to[1]] = source[at[0], :, at[1]]
             setattr(layer, name, target)
     return mask.long()

@@ -222,4 +222,4 @@ class OwnForward:
             kv = torch.cat([layer.keys, layer.values], dim=1)  # [rows, 2 * kv_heads, width, head_dim]
             layer.keys = layer.values = None
             keep(number, kv.transpose(1, 2).flatten(0, 1).flatten(1))
-        return hidden.flatten(0, 1)[last]
+        return hidden.flatten(0, 1)[last.to(hidden.device)]

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from src import hub
 from src.cli import UserError
 from src.config import ModelConfig
+from src.prefill import split
 
 # Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -126,16 +127,30 @@ def _unloadable(error: Exception, path: str, local: bool) -> UserError:
 
 
 def load_model(
-    source: ModelSource, device: torch.device, dtype: torch.dtype, loadbit: str, seed: int
+    source: ModelSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    loadbit: str,
+    seed: int,
+    device_map: str | None = None,
+    devices: tuple[torch.device, ...] = (),
 ) -> PreTrainedModel:
-    """Load or build the model on ``device``, ready for inference.
+    """Load or build the model, ready for inference.
+
+    Args:
+        device: where it goes as a whole, unless ``device_map`` (``auto`` or ``sequential``) has it split over
+            ``devices``.
 
     Raises:
         UserError: quantization that the shape or machine cannot take; weights that cannot be fetched.
         hub.GatedError: the licence of the weights was not accepted.
     """
+    places = {"": device}
+    if device_map:
+        empty = split.skeleton(source.config, dtype, ATTENTION)
+        places = split.places_for(empty, device_map, dtype, loadbit, split.free_memory(devices))
     if source.weights == "random":
-        model = _random_model(source.config, device, dtype, loadbit, seed)
+        model = random_model(split.skeleton(source.config, dtype, ATTENTION), places, dtype, loadbit, seed)
     else:
         assert source.path is not None
         options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
@@ -145,7 +160,7 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=dtype,
-                device_map={"": device},
+                device_map=places,
                 attn_implementation=ATTENTION,
                 use_safetensors=True,  # never a pickle, which can run code
                 trust_remote_code=False,
@@ -193,35 +208,32 @@ def check_quantizable(source: ModelSource, loadbit: str) -> None:
 
 
 @torch.no_grad()
-def _random_model(
-    config: PretrainedConfig, device: torch.device, dtype: torch.dtype, loadbit: str, seed: int
+def random_model(
+    model: PreTrainedModel, places: split.Places, dtype: torch.dtype, loadbit: str, seed: int
 ) -> PreTrainedModel:
-    """Build on the meta device, then draw each tensor where and as it will live; layers are quantized one by one.
+    """Draw each tensor of a model on the meta device where and as it will live; layers are quantized one by one.
 
     No copy in another precision or place ever exists, so a 13B model in 4 bits needs the memory of a 4-bit model.
     """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are computed, not drawn
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
-    generator = torch.Generator(device).manual_seed(seed)
-    std = getattr(config, "initializer_range", 0.02)
+    generators = {device: torch.Generator(device).manual_seed(seed) for device in places.values()}
+    std = getattr(model.config, "initializer_range", 0.02)
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta:
                 continue
+            device = split.place_of(places, f"{name}.{key}")
             drawn = torch.empty(parameter.shape, device=device, dtype=dtype)
             if isinstance(module, (nn.Linear, nn.Embedding)) and key == "weight":
-                drawn.normal_(0.0, std, generator=generator)
+                drawn.normal_(0.0, std, generator=generators[device])
             else:
                 drawn.fill_(0.0 if key == "bias" else 1.0)  # norms start at one
             module.register_parameter(key, nn.Parameter(drawn, requires_grad=False))
         if loadbit != "none" and isinstance(module, nn.Linear) and module is not head:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _quantized(module, device, dtype, loadbit))
+            setattr(model.get_submodule(parent), child, _quantized(module, module.weight.device, dtype, loadbit))
     model.tie_weights()
-    return model.to(device)
+    return split.dispatch(model, places)
 
 
 def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, loadbit: str) -> nn.Module:

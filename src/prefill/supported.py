@@ -46,8 +46,11 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
     if model.training:
         raise ValueError("model: it is in training mode; call model.eval() first")
     places = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(places) != 1:
-        raise ValueError(f"model: its weights are on {' and '.join(places)}; load all of them on one device")
+    if len(places) != 1 and (forward == "fused" or not getattr(model, "hf_device_map", None)):
+        remedy = "load all of them on one device, or with device_map= and use forward='transformers'"
+        raise ValueError(f"model: its weights are on {' and '.join(places)}; {remedy}")
+    if model.get_input_embeddings().weight.is_meta:
+        raise ValueError("model: its embeddings are offloaded; keep them on a device in the device_map")
     # Frequencies that depend on the longest prompt of a forward would make a prompt's KV depend on its neighbours.
     rope = getattr(config, "rope_parameters", None) or {}
     parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
