@@ -181,20 +181,34 @@ def typed(composed: Any) -> Config:
     """
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
     assert isinstance(config, Config)
-    _name_own_model(config.model)
+    _name_own(config)
     check(config)
     return config
 
 
-def _name_own_model(model: ModelConfig) -> None:
-    """A model.path other than the chosen YAML's is another model, with a name and a shape of its own.
+def _name_own(config: Config) -> None:
+    """A model.path or dataset.hub_id other than the chosen YAML's is another one, with a name of its own.
 
-    So rows never bear a shipped model's name for another one's weights, and random weights never stand in for it.
+    So rows never bear a shipped name for another one's weights or prompts, and neither random weights of the shipped
+    shape nor the shipped length profile ever stand in for it.
     """
-    shipped = CONFIG_DIR / "model" / f"{model.name}.yaml"
-    if model.path and shipped.is_file() and OmegaConf.select(OmegaConf.load(shipped), "path") != model.path:
-        model.name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.path).name) or "model"
-        model.architecture = None
+    model, dataset = config.model, config.dataset
+    shipped = _shipped("model", model.name)
+    if model.path and shipped and shipped.get("path") != model.path:
+        model.name, model.architecture = _own_name(model.path), None
+    shipped = _shipped("dataset", dataset.name)
+    if dataset.hub_id and dataset.source in ("auto", "hub") and shipped and shipped.get("hub_id") != dataset.hub_id:
+        dataset.name = _own_name(dataset.hub_id)
+        dataset.profile = None if dataset.profile == shipped.get("profile") else dataset.profile
+
+
+def _shipped(group: str, name: str) -> dict[str, Any] | None:
+    file = CONFIG_DIR / group / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
+
+
+def _own_name(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name) or "own"
 
 
 def check(config: Config) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from src import hub
 from src.cli import UserError, warn
 from src.config import Config, config_hash
 from src.measure import estimate, machine, quirks, records
@@ -194,7 +195,12 @@ def prepare(config: Config) -> Plan:
             return mistral_tokenizer()
         try:
             return model_tokenizer(source.path, source.revision)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # the hub's library has many
+            if source.weights == "hub" and hub.broke(error):
+                remedy = "use model.weights=random or a local folder"
+                raise hub.explain(error, "model.path", source.path, remedy, source.revision) from None
+            if not isinstance(error, (OSError, ValueError, ImportError)):
+                raise
             warn(f"{source.path} has no tokenizer that loads ({type(error).__name__}); using the Mistral-7B one")
             return mistral_tokenizer()
 

@@ -78,19 +78,25 @@ def find_model(model: ModelConfig) -> ModelSource:
 def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
     path = str(Path(str(model.path)).expanduser()) if local else str(model.path)
     if not local:
-        hub.prepare()
+        hub.absence()
         if path.startswith((".", "/", "~")):
             raise UserError("model.path", f"there is no folder '{path}'", "give an existing folder or a hub id")
     try:
-        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=False)
+        commit = None if local else hub.commit_of(path, "model", model.revision)
+        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError or the hub's own, by what failed
-        raise _unloadable(error, path, local) from None
+        raise _unloadable(error, path, local, model.revision) from None
     if model.weights == "random":
         return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
-    commit = getattr(config, "_commit_hash", None) or model.revision
-    detail = f"folder {Path(path).name}" if local else f"{path}@{commit or 'unknown'}"
+    detail = f"folder {Path(path).name}" if local else f"{path}@{commit}"
     source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit))
-    if not _has_safetensors(path, commit):
+    try:
+        safe = _has_safetensors(path, commit)
+        if not safe and not local and hub.absence():
+            raise FileNotFoundError("model.safetensors")
+    except Exception as error:
+        raise _unloadable(error, path, local, model.revision) from None
+    if not safe:
         problem = f"{path} holds no safetensors weights, and pickled ones, which can run code, are never loaded"
         raise UserError("model.path", problem, "name another revision or model, or use model.weights=random")
     return source
@@ -118,9 +124,9 @@ def _check_family(family: str, setting: str) -> None:
         raise UserError(setting, problem, f"choose a model of the families {', '.join(FAMILIES)}")
 
 
-def _unloadable(error: Exception, path: str, local: bool) -> UserError:
+def _unloadable(error: Exception, path: str, local: bool, revision: str | None = None) -> UserError:
     if not local:
-        return hub.explain(error, "model.path", path, "use model.weights=random or a local folder")
+        return hub.explain(error, "model.path", path, "use model.weights=random or a local folder", revision)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     remedy = "give a folder with config.json and safetensors weights, or use model.weights=random"
     return UserError("model.path", f"{path} could not be loaded ({reason})", remedy)
@@ -169,7 +175,7 @@ def load_model(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise _unloadable(error, source.path, source.weights == "local") from None
+            raise _unloadable(error, source.path, source.weights == "local", source.revision) from None
     model.eval()
     model.requires_grad_(False)
     return model

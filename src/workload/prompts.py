@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
-import re
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ PROFILE_DIR = Path(__file__).parent / "length_profiles"
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 FIRST_ORDINARY_TOKEN = 3  # ids below are <unk>, <s>, </s> in the Llama and Mistral vocabularies
 BEGIN_OF_SEQUENCE = 1
-COMMIT = re.compile("[0-9a-f]{40}")  # datasets names its cache folders after the hub commit
+SAID = {  # by datasets, where it is another setting that is wrong
+    "Unknown split": "dataset.split",
+    "BuilderConfig": "dataset.hub_config",
+    "Config name is missing": "dataset.hub_config",
+}
 
 TokenIds = NDArray[np.int64]
 
@@ -176,19 +181,34 @@ def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
         raise UserError(
             "dataset.source", f"'{dataset.name}' is not on the hub", "use dataset.source=profile, or set dataset.hub_id"
         )
-    hub.prepare()
+    hub.absence()
     datasets = _datasets()
-    options: dict[str, Any] = {"split": dataset.split, "revision": dataset.revision}
+    options: dict[str, Any] = {"split": dataset.split}
     if dataset.data_dir:
         options["data_dir"] = dataset.data_dir
+    commit = None
     try:
+        if not Path(dataset.hub_id).is_dir():
+            options["revision"] = commit = hub.commit_of(dataset.hub_id, "dataset", dataset.revision)
+            _prefer_in_cache(datasets, commit)
         table = datasets.load_dataset(dataset.hub_id, dataset.hub_config, **options)
     except Exception as error:
+        setting = next((setting for words, setting in SAID.items() if words in str(error)), "dataset.source")
         remedy = "use dataset.source=profile or dataset.source=file"
-        raise hub.explain(error, "dataset.source", dataset.hub_id, remedy) from None
-    commits = {part for file in table.cache_files for part in Path(file["filename"]).parts if COMMIT.fullmatch(part)}
-    detail = f"{dataset.hub_id}@{','.join(sorted(commits)) or dataset.revision or 'local'} {dataset.split}"
+        raise hub.explain(error, setting, dataset.hub_id, remedy, dataset.revision) from None
+    found = {Path(file["filename"]).parent.name for file in table.cache_files}
+    if commit and found - {commit}:  # datasets names the folder after the hub commit
+        problem = f"the cache holds {dataset.hub_id} at {', '.join(sorted(found))}, and {commit} cannot be had"
+        raise UserError("dataset.revision", problem, "name one that the cache holds, or try again with the hub")
+    detail = f"{dataset.hub_id}@{commit or dataset.revision or 'local'} {dataset.split}"
     return _column({name: table[name][:] for name in table.column_names}, dataset.text_field, dataset.hub_id), detail
+
+
+def _prefer_in_cache(datasets: Any, commit: str) -> None:
+    """Without the hub, datasets takes the newest of what it holds of a dataset, whichever commit was asked for."""
+    for folder in Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/*/*/{commit}"):
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder)
 
 
 def _datasets() -> Any:
