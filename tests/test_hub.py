@@ -22,16 +22,28 @@ MODEL, DATA = (
     "model.weights=hub model.path=tiny/",
     "dataset.source=hub dataset.text_field=question dataset.hub_id=tiny/",
 )
-# Calls the command for each case that comes in, for importing it takes longer than most of them.
+SHORT = [*TINY_OVERRIDES, "repeats=1", "warmup=0", "verify_batches=1", "num_prompts=8", "batch_size=8"]
+# Measures for each line of settings that comes in: a process of its own for each would mostly import.
 SEVERAL = """
-import contextlib, io, json, os, sys, time
-from src import cli, run
-for typed, environment in json.load(sys.stdin):
+import contextlib, copy, io, json, os, sys, time
+from src import cli, config, hub, worker
+common, cases = json.load(sys.stdin)
+base = config.compose(common)[0]
+for typed, environment in cases:
     cli.warn.cache_clear()
     os.environ.update(environment)
-    sys.argv, start, out, err = ["run", *typed], time.perf_counter(), io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(run.main)
+    if "HF_ENDPOINT" in environment:
+        hub.absence.cache_clear()
+    asked = copy.deepcopy(base)
+    for key, value in (word.split("=") for word in typed.split()):
+        group, _, name = key.rpartition(".")
+        setattr(getattr(asked, group) if group else asked, name, value)
+    start, err = time.perf_counter(), io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            code = worker.measure(asked)
+        except cli.BAD_INPUT as error:
+            code = cli.report(error)
     print(json.dumps([code, err.getvalue(), time.perf_counter() - start]))
 """
 
@@ -68,18 +80,32 @@ def rows(results: Path) -> list[dict[str, Any]]:
     return sorted((record["row"] for record in records), key=lambda row: str(row["dataset_detail"]))
 
 
+def several(cases: list[tuple[str, dict[str, str]]], **known: str) -> list[tuple[int, str, float]]:
+    """Exit code, standard error and seconds of each case: settings, and environment variables."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        input=json.dumps([SHORT, cases]),
+        env=os.environ | known,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.slow
 def test_a_model_and_a_dataset_of_the_hub_are_pinned_and_kept_for_work_offline(
     weights: dict[str, bytes], tmp_path: Path
 ) -> None:
     model = repository(weights, cut={"model.safetensors": (9000, 1)})  # the download breaks off once, and goes on
     data = repository(questions(1), questions(2))
-    typed = ["--multirun", *TINY_OVERRIDES, "isolate=true", *f"{MODEL}model {DATA}data model.revision=v1".split()]
+    typed = f"{MODEL}model {DATA}data model.revision=v1 results_dir={tmp_path}"
     with serve({"models/tiny/model": model, "datasets/tiny/data": data}) as mirror:
         known = environment(mirror.url, tmp_path / "home")
-        done = command("src.run", *typed, "dataset.revision=v1,main", f"results_dir={tmp_path / 'online'}", **known)
+        done = command("src.run", "--multirun", *SHORT, *f"{typed}/online dataset.revision=v1,main".split(), **known)
         assert done.returncode == 0, done.stderr
-        assert any("model.safetensors" in line for line in mirror.asked)
     online = rows(tmp_path / "online")
     commits = [data.refs["v1"], data.refs["main"]]
     assert [row["dataset_detail"] for row in online] == sorted(f"tiny/data@{commit} test" for commit in commits)
@@ -88,17 +114,17 @@ def test_a_model_and_a_dataset_of_the_hub_are_pinned_and_kept_for_work_offline(
         ("hub", "hub", "tiny/model")
     }
     assert {row["dataset"] for row in online} == {"data"}  # not the shipped one that it was made from
-    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = command(
-        "src.run", *typed, "dataset.revision=v1,main,v3", f"results_dir={tmp_path / 'offline'}", **known | offline
+    said = several(
+        [(f"{typed}/offline dataset.name=data dataset.revision={name}", {}) for name in ("v1", "main", "v3")],
+        **known | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"},
     )
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
+    assert [code for code, _, _ in said] == [0, 0, 2], said
+    assert said[-1][1].splitlines() == [
         "error: dataset.source: tiny/data@v3: HF_HUB_OFFLINE is set and the cache does not hold it; "
         "use dataset.source=profile or dataset.source=file"
     ]
     for row, same in zip(online, rows(tmp_path / "offline"), strict=True):
-        for column in ("dataset_detail", "model_detail", "workload_fingerprint", "run_id"):
+        for column in ("dataset_detail", "model_detail", "workload_fingerprint"):
             assert row[column] == same[column]
 
 
@@ -151,28 +177,17 @@ def test_what_the_hub_refuses_ends_in_one_line_and_never_in_something_else(
         (f"{MODEL}model {PROFILE}", {"HF_TOKEN": "hf_mistyped"}),
         (either, {"HF_TOKEN": ""}),
         (allowed, {"HF_TOKEN": TOKEN}),
+        (f"{RANDOM} dataset.source=hub", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
     ]
     results = [tmp_path / str(number) for number in range(len(cases))]
     with serve(repositories) as mirror:
-        done = subprocess.run(
-            [sys.executable, "-c", SEVERAL],
-            input=json.dumps(
-                [
-                    [[*TINY_OVERRIDES, f"results_dir={folder}", *typed.split()], changed]
-                    for folder, (typed, changed) in zip(results, cases, strict=True)
-                ]
-            ),
-            env=os.environ
-            | environment(mirror.url, tmp_path / "home", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1"),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines()]
+        known = environment(mirror.url, tmp_path / "home", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
+        placed = [
+            (f"{typed} results_dir={folder}", changed) for folder, (typed, changed) in zip(results, cases, strict=True)
+        ]
+        said = several(placed, **known)
     expected = [*(line.format(url=mirror.url) for line in REFUSALS.values()), "tiny/gated is gated", "mend HF_TOKEN"]
-    for (typed, _), (code, err, seconds), line, folder in zip(cases[:-2], said[:-2], expected, results, strict=False):
+    for (typed, _), (code, err, seconds), line, folder in zip(cases[:-3], said[:-3], expected, results, strict=False):
         assert (code, len(err.splitlines())) == (2, 1), f"{typed}: {err}"
         assert err.startswith("error: ")
         assert line in err, typed
@@ -182,16 +197,22 @@ def test_what_the_hub_refuses_ends_in_one_line_and_never_in_something_else(
     assert not list((tmp_path / "home").rglob("models--tiny--cut/snapshots/*/model.safetensors"))
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
-    code, err, _ = said[-2]
+    code, err, _ = said[-3]
     assert code == 0, err
     assert [line for line in err.splitlines() if line.startswith("note: ")] == [
         "note: model.path: tiny/gated is gated; using random weights of tiny's published shape",
         "note: dataset.source: the hub has no 'tiny/private' that you may see; using the length profile 'mmlu'",
     ]
-    assert [(row["weights_source"], row["dataset_source"]) for row in rows(results[-2])] == [("random", "profile")]
-    code, err, _ = said[-1]
+    assert [(row["weights_source"], row["dataset_source"]) for row in rows(results[-3])] == [("random", "profile")]
+    code, err, _ = said[-2]
     assert code == 0, err
-    assert [(row["weights_source"], row["dataset_source"]) for row in rows(results[-1])] == [("hub", "hub")]
+    assert [(row["weights_source"], row["dataset_source"]) for row in rows(results[-2])] == [("hub", "hub")]
+    code, err, seconds = said[-1]
+    assert (code, seconds < hub.PROBE_SECONDS + 5) == (2, True)
+    assert err.splitlines() == [
+        "error: dataset.source: cais/mmlu: http://127.0.0.1:9 cannot be reached and the cache does not hold it; "
+        "use dataset.source=profile or dataset.source=file"
+    ]
 
 
 def probe(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str | None:
@@ -214,20 +235,3 @@ def test_a_hub_that_does_not_answer_is_known_within_seconds(monkeypatch: pytest.
     start = time.perf_counter()
     assert probe(monkeypatch, "http://127.0.0.1:9") == "http://127.0.0.1:9 cannot be reached"
     assert time.perf_counter() - start < hub.PROBE_SECONDS + 2
-
-
-def test_an_unreachable_hub_ends_a_run_within_seconds_in_one_line() -> None:
-    start = time.perf_counter()
-    done = command(
-        "src.run",
-        "dataset.source=hub",
-        "results_dir=/tmp/never-written",
-        HF_ENDPOINT="http://127.0.0.1:9",
-        HF_HUB_OFFLINE="0",
-    )
-    assert time.perf_counter() - start < 40  # most of it importing torch and datasets on a busy machine
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: dataset.source: cais/mmlu: http://127.0.0.1:9 cannot be reached and the cache does not hold it; "
-        "use dataset.source=profile or dataset.source=file"
-    ]
