@@ -29,7 +29,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, report, warn
+from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, UserError, report, warn
 from src.config import Config, as_dict
 from src.measure import records
 from src.measure.records import Record
@@ -268,8 +268,11 @@ def main() -> int:
     connection, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in PRELOADED:
-        importlib.import_module(name)
+    try:
+        for name in PRELOADED:
+            importlib.import_module(name)
+    except UserError as error:  # a file of a method that was added
+        return report(error)
     gc.freeze()  # a collection in a fork then leaves the pages that it shares with this process alone
     with connection, connection.makefile("rw", encoding="utf-8") as pipe:
         while line := pipe.readline():
