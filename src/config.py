@@ -16,12 +16,15 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from src import places
 from src.cli import UserError
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_DIR = places.CONFIGS
 
 SERVING = ("continuous-batching", "vllm")
-METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free", *SERVING)
+# By their files' names: a choice is checked without importing torch.
+ADDED = tuple(sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefill" / "added").glob("[!_]*.py")))
+METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free", *SERVING, *ADDED)
 REFERENCE = "reference"
 QUIRKS = {
     "no-sync": "the clock is read without waiting for the device",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
-from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / "results" / "paper"
+from src.places import PAPER_FIGURES
 
 GPU = "NVIDIA A6000"
 LARGER_BATCHES = 16.0  # "up to": abstract
@@ -15,11 +14,8 @@ FASTER_PREFILL = 6.0
 
 @functools.cache
 def table(name: str) -> tuple[dict[str, str], ...]:
-    """The rows of ``results/paper/<name>.csv``; none where the project was installed without its results."""
-    path = FOLDER / f"{name}.csv"
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8") as file:
+    """The rows of ``results/paper/<name>.csv``."""
+    with (PAPER_FIGURES / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 

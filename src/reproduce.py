@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Sequence
@@ -138,5 +139,7 @@ def _within(plans: list[Plan], seconds: float) -> tuple[list[Plan], list[Plan]]:
     return taken, left_out
 
 
+command = functools.partial(guarded, main)
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(command())

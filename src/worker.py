@@ -29,11 +29,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, report, warn
+from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, UserError, report, warn
 from src.config import Config, as_dict
 from src.measure import records
 from src.measure.records import Record
 from src.measure.row import Row
+from src.places import PACKAGE
 
 EXIT_CRASHED = 70
 OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
@@ -137,12 +138,12 @@ class Template:
 
     def __init__(self, belongs_to: object) -> None:
         self._belongs_to = belongs_to
-        root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "src.worker", str(theirs.fileno()), str(os.getpid())],
+                # -P: a folder src of the user's in the current folder is not this one
+                [sys.executable, "-P", "-m", "src.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
@@ -267,8 +268,11 @@ def main() -> int:
     connection, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in PRELOADED:
-        importlib.import_module(name)
+    try:
+        for name in PRELOADED:
+            importlib.import_module(name)
+    except UserError as error:  # a file of a method that was added
+        return report(error)
     gc.freeze()  # a collection in a fork then leaves the pages that it shares with this process alone
     with connection, connection.makefile("rw", encoding="utf-8") as pipe:
         while line := pipe.readline():

@@ -62,14 +62,17 @@ def interval(speedup: float, spread: float) -> str:
 
 
 def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[int]) -> list[Choice]:
-    """Every method at every batch size, full-batching first; not serving engines, which batch by rules of their own."""
+    """Every method that the model knows at every batch size, full-batching first.
+
+    Not serving engines, which batch by rules of their own, and not methods that were added.
+    """
     size, kernel = torch.empty((), dtype=plan.dtype).element_size(), pick_kernel(plan.device, plan.dtype)
     held = plan.device.type != "cpu"
-    methods = [METHODS[BASELINE], *(each for each in METHODS.values() if each.name != BASELINE and not each.serves)]
+    others = [each for each in METHODS.values() if each.name != BASELINE and model.knows(each.name)]
     found: list[Choice] = []
     for batch_size in batch_sizes:
         baseline_s = 0.0
-        for method in methods:
+        for method in [METHODS[BASELINE], *others]:
             batches, bins = _batches(plan, method, batch_size)
             lengths = [plan.prompts.lengths[batch].tolist() for batch in batches]
             laid = list(zip(lengths, bins, strict=True))

@@ -149,6 +149,10 @@ class CostModel:
             return float(np.hypot(self.spread(method), self.spread(BASELINE)))
         return _half_interval(self._of(method) - self._of(BASELINE))
 
+    def knows(self, method: str) -> bool:
+        """Whether the method is one that was calibrated, or like one."""
+        return method in self.residuals or method in LIKE
+
     def _of(self, method: str) -> Floats:
         return self.residuals[LIKE.get(method, method)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -21,13 +22,14 @@ import torch
 from src.cli import UserError
 from src.measure.nvml import NoCounters
 from src.measure.sampler import counters_for
+from src.places import CHECKOUT, PACKAGE
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch", "transformers", "datasets", "bitsandbytes", "nvidia-ml-py", "pandas", "hydra-core", "numpy", "scipy",
     "accelerate", "mistral-common", "sentencepiece", "binpacking",
 )  # fmt: skip
-MEASURING_CODE = ("src/config.py", "src/workload", "src/prefill", "src/measure")
+MEASURING_CODE = ("config.py", "workload", "prefill", "measure")  # of src/
+GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
 def pick_device(asked: str) -> torch.device:
@@ -130,18 +132,36 @@ def code_hash() -> str:
     """12 hex digits over every source file that takes part in a measurement."""
     digest = hashlib.sha256()
     for part in MEASURING_CODE:
-        path = ROOT / part
+        path = PACKAGE / part
         for file in [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.csv")]):
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+            name = file.relative_to(PACKAGE.parent).as_posix()
+            digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where there is none: a repository further up is somebody else's."""
+    if CHECKOUT is None or not (CHECKOUT / ".git").exists():
+        return None
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_LOCATIONS}
+    command = ["git", "-C", str(CHECKOUT), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip noted where it installed this very code from a repository."""
+    try:
+        distribution = importlib.metadata.distribution("prepack-bench")
+        if CHECKOUT is not None or Path(str(distribution.locate_file("src"))).resolve() != PACKAGE:
+            return None
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return str(origin["vcs_info"]["commit_id"])
+    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
+        return None
 
 
 def manifest(device: torch.device) -> dict[str, Any]:
@@ -157,7 +177,7 @@ def manifest(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": versions,
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD") or _installed_commit(),
         "git_dirty": None if changed is None else bool(changed),
         "code_hash": code_hash(),
         "cpu": _cpu_model(),

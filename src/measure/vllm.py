@@ -19,12 +19,13 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from src import places
 from src.measure.estimate import Shape
 from src.prefill.methods import Laps, Prefilled, TokenIds
 from src.prefill.packing import Bins
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = ROOT / "scripts" / "vllm_worker.py"
+ROOT = places.CHECKOUT or Path()  # what `make vllm-env` sets up, or else what lies in the current folder
+WORKER = places.PACKAGE / "measure" / "apart" / "vllm_worker.py"
 PAGE_TOKENS = 128  # tokens in a page of its cache: its default on CPU; on a GPU 16 to 64
 FREE_SHARE = 0.9  # of the GPU's free memory it may ask for
 CLOSE_S = 20.0

@@ -33,7 +33,7 @@ from src.prefill.supported import check_model
 
 Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor
 
-BATCH_METHODS = tuple(name for name, method in METHODS.items() if not method.serves and not method.needs_dataset)
+BATCH_METHODS = tuple(name for name, each in METHODS.items() if not (each.serves or each.needs_dataset or each.engine))
 MAX_ROW_TOKENS = 32_768  # padding-free splits a longer row
 
 # What `generate` gives to model.generate itself, and what would have transformers compute the prompts once more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from src.cli import UserError
+from src.config import ADDED
 from src.prefill.packing import Bins, first_fit_decreasing
 from src.workload.batches import Batch, length_ordered_batches
 
@@ -37,6 +40,7 @@ class Method:
         serves: a serving engine, which orders, batches and caches by rules of its own.
         apart: a process of its own computes it, with weights of its own: nothing to verify it against, and counters of
             this process do not see it.
+        engine: makes what carries its batches, where that is none of the house's; not for methods that serve.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Method:
     needs_dataset: bool = False
     serves: bool = False
     apart: bool = False
+    engine: Callable[[PreTrainedModel, How], Engine] | None = None
 
     @property
     def packs(self) -> bool:
@@ -58,20 +63,6 @@ class Method:
     def batches(self, shuffled: list[Batch], lengths: NDArray[np.int64], batch_size: int) -> list[Batch]:
         """This method's batches over the dataset: the shuffled ones, unless it needs the dataset to make its own."""
         return length_ordered_batches(lengths, batch_size) if self.needs_dataset else shuffled
-
-
-METHODS = {
-    method.name: method
-    for method in (
-        Method("full-batching"),
-        Method("length-ordered", needs_dataset=True),
-        Method("prepacking", rows="bin"),
-        Method("dataset-prepacking", rows="bin", needs_dataset=True),
-        Method("padding-free", rows="batch"),
-        Method("continuous-batching", rows="batch", serves=True),
-        Method("vllm", rows="batch", serves=True, apart=True),
-    )
-}
 
 
 def dataset_bins(lengths: NDArray[np.int64], batch_size: int, pack: Pack) -> tuple[list[Batch], list[Bins]]:
@@ -164,7 +155,43 @@ class Engine(Protocol):
 def make_engine(model: PreTrainedModel, method: Method, how: How) -> Engine:
     """What carries batches by ``method``, which is none that serves: those are started with room for their batches."""
     assert not method.serves
+    if method.engine:
+        return method.engine(model, how)
     from src.prefill.modern import Modern  # they are made of what stands above
     from src.prefill.published import Published
 
     return Published(model, method, how) if how.protocol == "paper" else Modern(model, method, how)
+
+
+def _added(name: str) -> Method:
+    """The method that a file of src/prefill/added/ holds.
+
+    Raises:
+        UserError: it holds none, or one of another name.
+    """
+    file = f"{name.replace('-', '_')}.py"
+    method = getattr(importlib.import_module(f"src.prefill.added.{file.removesuffix('.py')}"), "METHOD", None)
+    if not isinstance(method, Method) or method.name != name:
+        raise UserError(f"src/prefill/added/{file}", "it holds no such method", f"give it METHOD = Method('{name}', …)")
+    return method
+
+
+# Last in this file: what is added imports from it.
+METHODS = {
+    method.name: method
+    for method in (
+        Method("full-batching"),
+        Method("length-ordered", needs_dataset=True),
+        Method("prepacking", rows="bin"),
+        Method("dataset-prepacking", rows="bin", needs_dataset=True),
+        Method("padding-free", rows="batch"),
+        Method("continuous-batching", rows="batch", serves=True),
+        Method("vllm", rows="batch", serves=True, apart=True),
+        *map(_added, ADDED),
+    )
+}
+
+
+def method_of(name: str) -> Method:
+    """A record's method; one that this source tree does not have counts as a plain one."""
+    return METHODS.get(name) or Method(name)

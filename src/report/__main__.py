@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,5 +28,7 @@ def main() -> None:
     print("\n".join(map(str, written)))
 
 
+command = functools.partial(guarded, main)
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(command())

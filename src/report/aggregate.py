@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from src.measure.records import Record, read_all
 from src.measure.row import COLUMNS
 from src.measure.summary import BASELINE, add_speedup
-from src.prefill.methods import METHODS
+from src.prefill.methods import method_of
 
 # Rows with equal values here measured the same thing by different methods.
 SAME_COMPARISON = (
@@ -65,7 +65,7 @@ def _fill_speedups(methods: dict[str, tuple[Path, Record]]) -> None:
         if row.status == "ok" and row.speedup_over_full_batching is None:
             own = read_seconds(path)
             repeats = min(len(base), len(own))
-            add_speedup(row, base[:repeats], own[:repeats], same_batches=not METHODS[row.method].needs_dataset)
+            add_speedup(row, base[:repeats], own[:repeats], same_batches=not method_of(row.method).needs_dataset)
 
 
 def read_seconds(folder: Path) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.prefill.methods import METHODS
+from src.prefill.methods import method_of
 from src.report.faults import faults_rows
 from src.report.plots import STYLE, clear_axes, grouped_bars, room, whisker
 from src.report.section import Claim, Section, Table
@@ -34,6 +34,11 @@ from src.report.select import (
 from src.report.tables import label, notes, number, ratio_cells
 
 ORDER = (PACKED, "padding-free", "dataset-prepacking", BASE, ORDERED, "continuous-batching", "vllm")
+
+
+def _place(method: str) -> int:
+    """Where a method stands among others: those that were added last."""
+    return ORDER.index(method) if method in ORDER else len(ORDER)
 
 
 def memory_and_utilization(records: Sequence[Record]) -> Section:
@@ -120,7 +125,7 @@ def generation(records: Sequence[Record]) -> Section:
         "alone. A difference counts unless the model is undecided between the two tokens.",
     )  # fmt: skip
     rows = [row for row in clean(records) if row.generated_tokens]
-    rows.sort(key=lambda row: (row.protocol, ORDER.index(row.method)))
+    rows.sort(key=lambda row: (row.protocol, _place(row.method)))
     text = "Generation goes on from the packed cache as from an ordinary one"
     section.table = Table(
         ("Method", "Protocol", "Model", "Prompts", "Tokens compared", "Equal (%)", "Near-ties",
@@ -179,11 +184,11 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
     }
     body, sources = [], []
     for (dataset, _, _, dtype, longest, size, *_), methods in groups.items():
-        for name in sorted(methods, key=ORDER.index):
+        for name in sorted(methods, key=_place):
             row = methods[name]
             body.append([
-                label(row) + (" *" if METHODS[name].needs_dataset else ""), str(dataset), f"{model_name(row)}, {dtype}",
-                str(size), str(longest), seconds(row), *ratio_cells(row),
+                label(row) + (" *" if method_of(name).needs_dataset else ""), str(dataset),
+                f"{model_name(row)}, {dtype}", str(size), str(longest), seconds(row), *ratio_cells(row),
             ])  # fmt: skip
             sources.append([row.run_id])
     section.table = Table(
@@ -199,7 +204,7 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
     across = min(2, len(shown))
     figure, axes = plt.subplots(lines, across, figsize=(6.4 * across, 3.0 * lines), squeeze=False, layout="constrained")
     for panel, ((dataset, _, _, _, _, size, *_), methods) in zip(axes.flat, shown, strict=False):
-        names = sorted(methods, key=ORDER.index)
+        names = sorted(methods, key=_place)
         for place, name in enumerate(names):
             row = methods[name]
             if row.speedup_over_full_batching is None:
@@ -244,7 +249,7 @@ def scaling(records: Sequence[Record]) -> Section:
     rows = [row for row in rows if row.num_prompts == row.batch_size]
     beside = {row.comparison_id for row in rows if row.method == "padding-free"}
     rows = [row for row in rows if row.comparison_id in beside]
-    rows = sorted(rows, key=lambda row: (row.model, row.dataset, ORDER.index(row.method), row.useful_tokens or 0))
+    rows = sorted(rows, key=lambda row: (row.model, row.dataset, _place(row.method), row.useful_tokens or 0))
     section.table = Table(
         ("Method", "Dataset", "Model", "Prompts", "Longest (tokens)", "Useful tokens", "Seconds", "µs per useful token",
          "Peak memory (MB)", "Must hold (MB)", "Over that (%)"),

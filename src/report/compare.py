@@ -13,7 +13,7 @@ from pathlib import Path
 from src import stats
 from src.cli import UserError
 from src.measure.row import Row
-from src.prefill.methods import METHODS
+from src.prefill.methods import method_of
 from src.report.compare_plot import draw
 from src.report.pairs import Comparison, Pair, Unmatched, group_of
 from src.report.sources import FACTS, Entry, Source
@@ -97,7 +97,7 @@ def table(pairs: Sequence[Pair], noise_floor: float) -> str:
 
 
 def _offline(row: Row) -> bool:
-    return row.method in METHODS and METHODS[row.method].needs_dataset
+    return method_of(row.method).needs_dataset
 
 
 def _seconds(entry: Entry) -> str:

@@ -12,7 +12,7 @@ from src import stats
 from src.measure.records import read_config
 from src.measure.row import Row
 from src.measure.summary import BASELINE
-from src.prefill.methods import METHODS
+from src.prefill.methods import method_of
 from src.report.aggregate import METHOD_ORDER, read_seconds
 from src.report.sources import MATCHED, Entry, Source, value_of
 
@@ -194,8 +194,7 @@ def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
 
 
 def _batches_are_draws(row: Row) -> bool:
-    method = METHODS.get(row.method)
-    return not (method and method.needs_dataset) and "own-shuffle" not in (row.quirks or "")
+    return not method_of(row.method).needs_dataset and "own-shuffle" not in (row.quirks or "")
 
 
 def _samples(entry: Entry) -> stats.Seconds | None:

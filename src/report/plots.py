@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from src.measure.row import Row
 from src.report.tables import UNITS, label, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
-STYLE: dict[str, dict[str, Any]] = {
+# Methods that were added are grey.
+STYLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"color": "#999999", "hatch": "oo"}) | {
     "prepacking": {"color": "#0072B2", "hatch": ""},
     "full-batching": {"color": "#E69F00", "hatch": "//"},
     "length-ordered": {"color": "#009E73", "hatch": ".."},

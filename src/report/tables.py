@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from src.measure.records import Record
 from src.measure.row import Row
-from src.prefill.methods import METHODS, PHASES
+from src.prefill.methods import PHASES, method_of
 
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
@@ -53,7 +53,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
         weak = "" if row.utilization_valid else " †"
         body.append(
             [
-                label(row) + (" *" if METHODS[row.method].needs_dataset else ""),
+                label(row) + (" *" if method_of(row.method).needs_dataset else ""),
                 number(row.seconds_per_batch_mean, 3) + few,
                 number(row.max_utilization_pct, 1) + weak,
                 number(row.peak_memory_mb, 0),
@@ -70,7 +70,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What must stand below a table of these rows."""
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
-    if offline := [row.num_prompts for row in rows if METHODS[row.method].needs_dataset]:
+    if offline := [row.num_prompts for row in rows if method_of(row.method).needs_dataset]:
         lines.append(
             f"* an offline oracle: it needs the whole dataset ({max(offline):,} prompts) before its first "
             "batch; its interval covers repeats only"
@@ -79,7 +79,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
         lines.append("‡ its intervals rest on fewer than 5 batches (offline methods: repeats)")
-    if any(row.status == "ok" and METHODS[row.method].apart for row in rows):
+    if any(row.status == "ok" and method_of(row.method).apart for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     lines += validity(rows)
     return ["", *lines] if lines else []
@@ -114,7 +114,7 @@ def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
         if row.protocol != "modern" or row.quirks:
             continue
         what = [f"{row.model}, {row.dtype}, {row.dataset}", str(row.batch_size)]
-        name = label(row) + (" *" if METHODS[row.method].needs_dataset else "")
+        name = label(row) + (" *" if method_of(row.method).needs_dataset else "")
         if row.status != "ok":
             body.append([*what, name, row.status, *[""] * 4])
             continue

@@ -1,0 +1,92 @@
+"""CONTRIBUTING.md's promise: a method, a dataset, a model, an experiment, each by one file, and no other one edited."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from src.cli import UserError
+from src.measure.records import Record, read_all
+from src.prefill import methods
+from src.prefill.methods import Method
+from src.report.build import build
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def example(name: str) -> str:
+    """The block of CONTRIBUTING.md that begins with the file's name, as a comment."""
+    found = re.search(rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", GUIDE, re.S | re.M)
+    assert found, f"CONTRIBUTING.md shows no {name}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+    """Records of a copy of the tree with the guide's files added to it, and the folder that they lie in."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("src", "configs", "results/paper"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (
+        "src/prefill/added/longest_first.py",
+        "src/prefill/added/one_by_one.py",
+        "src/workload/length_profiles/chat.csv",
+        "configs/dataset/chat.yaml",
+        "configs/model/llama-tiny.yaml",
+        "configs/experiment/chat_today.yaml",
+    ):
+        assert not (tree / name).exists()
+        (tree / name).write_text(example(name), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "src.run", "--multirun", "experiment=chat_today", "scale=cpu", "device=cpu",
+         "results_dir=here", "isolate=false", "ideal=false", "utilization_loop_s=0", "sampler_overhead_s=0"],
+        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tree / "here", [record for _, record in read_all(tree / "here")]
+
+
+@pytest.mark.slow
+def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Record]]) -> None:
+    rows = {(record.row.method, record.row.batch_size): record.row for record in measured[1]}
+    methods = ("full-batching", "longest-first", "one-by-one")
+    assert set(rows) == {(method, size) for method in methods for size in (2, 4)}
+    for row in rows.values():
+        assert (row.status, row.status_reason) == ("ok", None)
+        assert (row.model, row.dataset) == ("llama-tiny", "chat")
+        assert row.dataset_detail.startswith("profile chat sha256:")
+        assert row.verified_max_rel_diff is not None  # verified before it was timed
+    # What each does shows in what it computes: sorting pads less, and a prompt alone is never padded.
+    assert rows["full-batching", 4].padding_ratio > rows["longest-first", 4].padding_ratio > 1
+    assert rows["one-by-one", 4].padding_ratio == 1
+    assert len({row.workload_fingerprint for row in rows.values()}) == 2
+
+
+@pytest.mark.slow
+def test_its_records_are_reported_also_where_the_method_is_not(measured: tuple[Path, list[Record]]) -> None:
+    summary = build(measured[0])[0].read_text(encoding="utf-8")  # by this tree, which has none of the added files
+    assert "| longest-first" in summary
+    assert "| one-by-one" in summary
+
+
+@pytest.mark.parametrize("content", [{}, {"METHOD": "half-done"}, {"METHOD": Method("done")}])
+def test_a_file_that_holds_no_method_of_its_name_is_named(
+    content: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("half_done")
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, "src.prefill.added.half_done", module)
+    with pytest.raises(
+        UserError, match=r"^src/prefill/added/half_done\.py: .*; give it METHOD = Method\('half-done', …\)"
+    ):
+        methods._added("half-done")
+    monkeypatch.setattr(module, "METHOD", Method("half-done", rows="bin"), raising=False)
+    assert methods._added("half-done").packs
