@@ -21,7 +21,7 @@ help: ## list the targets
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
 reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes)
-	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(SLURM:%=slurm.%)
+	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
 	$(PY) -m src.reproduce experiment=bench minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))

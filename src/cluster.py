@@ -161,7 +161,7 @@ def measure(todo: Sequence[Task], results_dir: Path, launcher: dict[str, Any], s
             if not task.job:
                 _submit(executor, task, search)
         print(
-            f"{len(new) - len(there)} jobs submitted, {len(there)} were on their way; logs: {executor.folder}",
+            f"submitted: {len(new) - len(there)}, on their way already: {len(there)}; logs: {executor.folder}",
             flush=True,
         )
         _wait(new, results_dir)

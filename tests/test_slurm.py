@@ -89,7 +89,7 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     thread.join()
     before = written(results)
     assert code == 1, out
-    assert "0 jobs submitted, 2 were on their way" in out
+    assert "submitted: 0, on their way already: 2" in out
     assert "1 queued, 1 running" in out  # each alone on the node, whose cores would do for both
     log = results / ".slurm" / f"{second}_0_log.out"
     assert f"job {second}, its log: {log}" in out
@@ -101,7 +101,7 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     after = written(results)
     assert code == 0, out
     assert "1 of them recorded already" in out
-    assert "1 jobs submitted, 0 were on their way" in out
+    assert "submitted: 1, on their way already: 0" in out
     assert {seed: status for seed, (status, _) in after.items()} == {3: "ok", 4: "ok"}
     assert after[3] == before[3]
     assert len((results / "report" / "summary.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2
@@ -161,6 +161,25 @@ def test_bad_settings_end_in_one_line(node: None, swept: list[str], call: Call, 
     assert code == 2
     assert err.startswith(line), err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_search_is_one_job_that_leaves_word_when_it_has_ended(tmp_path: Path) -> None:
+    runs = {"searches": [[*TINY_OVERRIDES, "batch_size=4"]], "others": [[*TINY_OVERRIDES, "batch_size=4"]] * 2}
+    search, other = cluster.tasks(runs, "searches", tmp_path)
+    assert search.outcome
+    assert (search.name == other.name, other.outcome) == (False, None)
+    search.outcome.parent.mkdir()
+
+    def interrupted(*_: object) -> dict[str, int]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        cluster.in_job(search.overrides, tmp_path, interrupted, search.outcome)
+    assert search.found({}) is None
+    cluster.in_job(search.overrides, tmp_path, lambda *_: {"prepacking": 12}, search.outcome)
+    assert search.found({}) == []
+    assert search.outcome.read_text(encoding="utf-8") == '{"prepacking": 12}'
+    assert other.found({}) is None
 
 
 def test_without_slurm_it_is_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
