@@ -16,11 +16,12 @@ VLLM_PIP ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "options: SCALE=cpu|gpu  RESULTS=folder  PY=python3 (an environment of your own)"
+	@echo "a cluster: make reproduce LAUNCHER=slurm [SLURM=\"partition=gpu account=me\"]"
 
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
 reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes)
-	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+	$(PY) -m src.reproduce scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
 	$(PY) -m src.reproduce experiment=bench minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))

@@ -32,6 +32,17 @@ class UserError(Exception):
         super().__init__(" ".join(f"{setting}: {problem}{'; ' + remedy if remedy else ''}".split()))
 
 
+class JobFailed(Exception):
+    """A job on another machine ended with an exit code other than 0."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"a job ended with exit code {code}; its log says why")
+
+    def __reduce__(self) -> tuple[type[JobFailed], tuple[int]]:
+        return JobFailed, (self.code,)
+
+
 @functools.cache
 def warn(message: str) -> None:
     """Tell the user of something that does not stop the run: one line on standard error, once."""

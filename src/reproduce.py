@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError, guarded, parse_arguments
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from src.measure.plan import Plan
 
 SCALES = ("auto", "cpu", "gpu")
+LAUNCHERS = ("here", "slurm")
 EXPERIMENTS = (
     "readme_table", "time_by_dataset", "memory_and_utilization", "speedup_by_batch_size", "dataset_level",
     "batch_cost", "speedup_predictors", "largest_batch", "generation", "today", "traces", "faults",
@@ -38,6 +39,10 @@ class ReproduceSettings:
         default=None, metadata={"help": "cheapest comparisons first; what is estimated to go beyond this is left out"}
     )
     smoke: bool = field(default=False, metadata={"help": "a few prompts only: try the whole path in under a minute"})
+    launcher: str = field(default="here", metadata={"help": "here, or slurm: a job for each comparison"})
+    slurm: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "slurm.partition=gpu …: see configs/hydra/launcher/slurm.yaml"}
+    )
 
 
 def sweep(experiment: str, overrides: list[str]) -> list[list[str]]:
@@ -64,7 +69,11 @@ def main() -> int:
         raise UserError("scale", f"unknown '{settings.scale}'", f"choose one of {', '.join(SCALES)}")
     if settings.minutes is not None and not settings.minutes > 0:
         raise UserError("minutes", f"{settings.minutes:g}", "give minutes above 0, or leave it out")
+    if settings.launcher not in LAUNCHERS:
+        raise UserError("launcher", f"unknown '{settings.launcher}'", f"choose one of {', '.join(LAUNCHERS)}")
     names = _names(settings)
+    if settings.launcher == "slurm":
+        return _on_cluster(settings, names)
     from src.config import compose
     from src.largest_batch import search
     from src.measure.estimate import in_words
@@ -77,10 +86,7 @@ def main() -> int:
     device = pick_device("cuda" if settings.scale == "gpu" else "cpu" if settings.scale == "cpu" else "auto")
     scale = "gpu" if device.type == "cuda" else "cpu"
     results_dir = Path(settings.results_dir or Path("results") / machine_slug(device))
-    overrides = [f"scale={scale}", f"device={device}", f"results_dir='{results_dir}'"]
-    if settings.smoke:
-        overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
-        overrides += ["isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"]
+    overrides = _overrides(scale, str(device), results_dir, settings.smoke)
     why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
     print(f"{scale} scale on {device_name(device)}{why}; records and report: {results_dir}", flush=True)
     runs = {name: sweep(name, overrides) for name in names}
@@ -110,6 +116,37 @@ def main() -> int:
         print(f"\n{ratio_table([plan.recorded() or [] for plan in plans['bench']])}\n\n{RATIOS}", flush=True)
     for plan in left_out:
         print(f"left out: {plan.comparison_id}, about {in_words(plan.seconds())}")
+    print("\nreport:", *build(results_dir), sep="\n  ")
+    return worst
+
+
+def _overrides(scale: str, device: str, results_dir: Path, smoke: bool) -> list[str]:
+    """What all runs have in common."""
+    overrides = [f"scale={scale}", f"device={device}", f"results_dir='{results_dir}'"]
+    if smoke:
+        overrides += ["num_prompts=16", "batch_size=8", "repeats=2", "verify_batches=1", "dataset.source=profile"]
+        overrides += ["isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"]
+    return overrides
+
+
+def _on_cluster(settings: ReproduceSettings, names: Sequence[str]) -> int:
+    """The same on the nodes of a SLURM cluster: this machine submits, waits, and writes the report."""
+    from src import cluster
+    from src.largest_batch import search
+    from src.report.build import build
+
+    if settings.minutes is not None:
+        raise UserError("minutes", "how long nodes take is not known here", "leave it out with launcher=slurm")
+    cluster.check()
+    partition, has_gpus = cluster.partition(settings.slurm)
+    # This machine's own devices and name say nothing of the nodes that will measure.
+    scale = settings.scale if settings.scale != "auto" else "gpu" if has_gpus else "cpu"
+    results_dir = Path(settings.results_dir or f"results/slurm-{partition.replace(',', '-')}-{scale}").resolve()
+    launcher = cluster.settings(scale, settings.slurm)
+    print(f"{scale} scale in SLURM's partition {partition}; records and report: {results_dir}", flush=True)
+    overrides = _overrides(scale, "cuda:0" if scale == "gpu" else "cpu", results_dir, settings.smoke)
+    runs = {name: sweep(name, overrides) for name in names}
+    worst = cluster.measure(cluster.tasks(runs, SEARCHED, results_dir), results_dir, launcher, search)
     print("\nreport:", *build(results_dir), sep="\n  ")
     return worst
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
 from typing import Any, NoReturn
@@ -10,7 +11,8 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from src.cli import BAD_INPUT, UserError, guarded, report
+from src import cluster
+from src.cli import BAD_INPUT, JobFailed, UserError, guarded, report
 from src.completion import complete
 from src.config import CONFIG_DIR, register_schemas, typed
 from src.worker import run_apart
@@ -26,12 +28,23 @@ def main() -> int:
     def task(composed: Any) -> None:
         # One bad value in a sweep must not keep the other runs from being measured.
         try:
-            codes.append(run_apart(typed(composed)))
+            code = run_apart(typed(composed))
         except BAD_INPUT as error:
-            codes.append(report(error))
+            code = report(error)
+        if code and "SUBMITIT_EXECUTOR" in os.environ:
+            raise JobFailed(code)  # a launcher's job: the list is another process's, an exception finds its way there
+        codes.append(code)
 
-    if not complete(sys.argv[1:], task):
-        task()
+    if any(argument.startswith("hydra/launcher=slurm") for argument in sys.argv):
+        cluster.check()
+    try:
+        if not complete(sys.argv[1:], task):
+            task()
+    except Exception as error:
+        if not (isinstance(error, JobFailed) or type(error).__module__.startswith("submitit.")):
+            raise
+        print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+        return error.code if isinstance(error, JobFailed) else 1
     return max(codes, default=0)
 
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -38,6 +39,9 @@ from src.places import PACKAGE
 
 EXIT_CRASHED = 70
 OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
+# Who ends a whole job signals all of its processes. This one's own signal, which ends it without a row that would call
+# that a failure of what was measured, may then come a moment after the child's death.
+ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 3.0
 PRELOADED = ("src.measure.runner", "src.measure.summary", "src.report.tables", "src.hub", "pandas", "yaml")
@@ -96,6 +100,8 @@ def run_apart(config: Config) -> int:
                 if timer:
                     timer.start()
                 code = template.wait()
+                if code in ENDED_FROM_OUTSIDE:
+                    time.sleep(1)
         except KeyboardInterrupt:
             template.stop()
             raise

@@ -104,6 +104,19 @@ def test_a_child_that_is_killed_is_a_row_and_a_finished_record_stays(
     assert failed[0].status_reason == f"the process was ended by {number.name}"
 
 
+def test_a_job_that_a_scheduler_ends_leaves_no_row(tmp_path: Path) -> None:
+    sweep = start(*APART, "repeats=1000000", f"results_dir={tmp_path / 'results'}", TMPDIR=str(tmp_path))
+    fork = wait_for(lambda: measuring(sweep.pid))
+    wait_for(lambda: list(tmp_path.glob("*/pending.json")))
+    for process in (fork, *children(sweep.pid)):  # it signals all processes, in any order
+        os.kill(process, signal.SIGTERM)
+    time.sleep(0.3)
+    os.kill(sweep.pid, signal.SIGTERM)
+    _, errors = sweep.communicate(timeout=20)
+    assert sweep.returncode == 130, errors
+    assert not rows(tmp_path / "results")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Signals) -> None:
     sweep = start("--multirun", *APART, "repeats=1000000", "seed=0,1", f"results_dir={tmp_path}")
