@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from conftest import TINY, carry, draw_prompts, tiny_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
@@ -42,6 +42,7 @@ def in_two_parts(tmp_path: Path) -> Any:
     return dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, skip_keys="past_key_values")
 
 
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.integers(0, 200))
 def test_layers_are_whole_in_order_and_within_memory(gpus: int, spare_pct: int) -> None:
     model = skeleton()
