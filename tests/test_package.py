@@ -86,7 +86,9 @@ def test_every_command_of_the_wheel_says_what_it_takes(installed: Path, elsewher
 def test_the_wheel_measures_and_reports_below_the_current_folder(installed: Path, elsewhere: Path) -> None:
     # In a process of its own, as by default, though it starts slowly: the template must find the wheel too.
     tiny = [each for each in TINY_OVERRIDES if each != "isolate=false"]
-    printed = succeed(installed / "prepack-run", *tiny, "methods=[prepacking,full-batching]", cwd=elsewhere)
+    printed = succeed(
+        installed / "prepack-run", *tiny, "repeats=1", "warmup=0", "methods=[prepacking,full-batching]", cwd=elsewhere
+    )
     assert "| prepacking " in printed
     (machine_folder,) = (elsewhere / "results").iterdir()
     made = [json.loads(path.read_text("utf-8"))["manifest"] for path in machine_folder.glob("*/record.json")]
