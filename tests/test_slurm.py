@@ -16,6 +16,7 @@ from conftest import ROOT, TINY_OVERRIDES, command
 
 from src import cluster, reproduce, run
 from src.measure import records
+from src.report import build
 
 Call = Callable[..., tuple[int, str, str]]
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -64,6 +65,8 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     results = tmp_path / "results"
 
     monkeypatch.setattr(cluster, "LATE_SECONDS", 1)  # its disk is not shared
+    whole_report = build.build
+    monkeypatch.setattr(build, "build", lambda results: [results])
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -97,7 +100,9 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     assert {seed: status for seed, (status, _) in before.items()} == {3: "ok"}
     assert not list(results.glob(".tmp-*"))
 
-    code, out, _ = call(reproduce.main, *swept)
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "build", whole_report)
+        code, out, _ = call(reproduce.main, *swept)
     after = written(results)
     assert code == 0, out
     assert "1 of them recorded already" in out
