@@ -175,9 +175,10 @@ def explain(error: BaseException, setting: str, what: str, remedy: str, revision
     if "RevisionNotFoundError" in names or "invalid rev id" in text:
         problem, mend = f"{what} has no revision '{revision}'", "name a commit, tag or branch of it"
         return UserError(f"{kind}.revision", problem, mend)
-    if instead:
+    missing = names & {"RepositoryNotFoundError", "DatasetNotFoundError"}
+    if instead and (missing or not broke(error)):
         return UserError(setting, f"the hub has no '{what}' that still loads{instead}", f"take that, or {remedy}")
-    if names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+    if missing:
         mend = "check the id, or log in with `hf auth login` if it is private"
         return UserError(setting, f"the hub has no '{what}' that you may see", f"{mend}, {remedy}")
     found = ""

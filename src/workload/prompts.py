@@ -184,14 +184,18 @@ def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
     hub.absence()
     datasets = _datasets()
     options: dict[str, Any] = {"split": dataset.split}
-    if dataset.data_dir:
-        options["data_dir"] = dataset.data_dir
+    if dataset.data_dir:  # a cache of its own: without the hub, datasets does not tell one folder from another
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / "folders" / dataset.data_dir.strip("/").replace("/", "--")
+        options |= {"data_dir": dataset.data_dir, "cache_dir": str(cache)}
     commit = None
     try:
         if not Path(dataset.hub_id).is_dir():
             options["revision"] = commit = hub.commit_of(dataset.hub_id, "dataset", dataset.revision)
             _prefer_in_cache(datasets, commit)
-        table = datasets.load_dataset(dataset.hub_id, dataset.hub_config, **options)
+        if commit and dataset.data_dir and hub.absence():
+            table = _folder_in_cache(dataset, commit, cache)
+        else:
+            table = datasets.load_dataset(dataset.hub_id, dataset.hub_config, **options)
     except Exception as error:
         setting = next((setting for words, setting in SAID.items() if words in str(error)), "dataset.source")
         remedy = "use dataset.source=profile or dataset.source=file"
@@ -209,6 +213,18 @@ def _prefer_in_cache(datasets: Any, commit: str) -> None:
     for folder in Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/*/*/{commit}"):
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(folder)
+
+
+def _folder_in_cache(dataset: DatasetConfig, commit: str, cache: Path) -> Any:
+    """A folder of a dataset, as an earlier run prepared it."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name = str(dataset.hub_id).rpartition("/")[2]
+    for info in cache.glob(f"*/{dataset.hub_config or ''}*/*/{commit}/dataset_info.json"):
+        *_, config, version, _ = info.parent.parts
+        parts = {"config_name": config, "version": version, "hash": commit, "cache_dir": str(cache)}
+        return Cache(dataset_name=name, repo_id=dataset.hub_id, **parts).as_dataset(split=dataset.split)
+    raise FileNotFoundError(f"{dataset.data_dir} of {dataset.hub_id}")
 
 
 def _datasets() -> Any:
