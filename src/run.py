@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 
 from src import cluster
-from src.cli import BAD_INPUT, JobFailed, guarded, report
+from src.cli import BAD_INPUT, JobFailed, UserError, guarded, report
 from src.config import CONFIG_DIR, register_schemas, typed
 from src.worker import run_apart
 
@@ -35,9 +35,12 @@ def main() -> int:
     try:
         task()
     except Exception as error:
+        lines = str(error).splitlines()
+        if refused := [line for line in lines if line.startswith("sbatch:")]:
+            raise UserError("hydra/launcher", f"sbatch takes no job ({refused[-1]})") from None
         if not (isinstance(error, JobFailed) or type(error).__module__.startswith("submitit.")):
             raise
-        print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+        print(f"error: {' '.join(lines[:2])}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 1
     return max(codes, default=0)
 
