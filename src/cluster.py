@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.cli import UserError, guarded, warn
-from src.config import Config, compose, config_hash, with_hydra
+from src.config import CONFIG_DIR, Config, compose, config_hash, register_schemas
 from src.measure import records
 from src.measure.row import Row
 from src.worker import run_apart
@@ -59,7 +59,15 @@ def settings(scale: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a setting that it does not have.
     """
-    launcher = with_hydra([f"scale={scale}", "hydra/launcher=slurm"]).hydra.launcher
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composed = hydra_compose("config", [f"scale={scale}", "hydra/launcher=slurm"], return_hydra_config=True)
+    launcher = composed.hydra.launcher
     if unknown := set(chosen) - set(launcher):
         remedy = f"choose of {', '.join(name for name in launcher if name != '_target_')}"
         raise UserError(f"slurm.{sorted(unknown)[0]}", "there is no such setting", remedy)

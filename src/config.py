@@ -128,6 +128,8 @@ def register_schemas() -> None:
     """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
     from hydra.core.config_store import ConfigStore
 
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     store.store(group="model", name="model_schema", node=ModelConfig)
@@ -151,11 +153,6 @@ def _by_scale(gpu: Any, cpu: Any, *, _root_: Any) -> Any:
     return gpu if scale == "gpu" else cpu
 
 
-# On import, so that a job on another machine that unpickles a configuration knows them too.
-OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
-OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
-
-
 def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
     """Compose configs/config.yaml with ``overrides``, outside of a Hydra application.
 
@@ -165,15 +162,6 @@ def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
     Raises:
         HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
     """
-    composed = with_hydra(overrides)
-    sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return typed(composed), sweep
-
-
-def with_hydra(overrides: Sequence[str]) -> Any:
-    """configs/config.yaml with ``overrides`` as Hydra composes it, its own settings below ``hydra``."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -181,7 +169,11 @@ def with_hydra(overrides: Sequence[str]) -> Any:
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra_compose("config", list(overrides), return_hydra_config=True)
+        composed = hydra_compose("config", list(overrides), return_hydra_config=True)
+        sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return typed(composed), sweep
 
 
 def typed(composed: Any) -> Config:

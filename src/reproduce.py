@@ -40,8 +40,8 @@ class ReproduceSettings:
     )
     smoke: bool = field(default=False, metadata={"help": "a few prompts only: try the whole path in under a minute"})
     launcher: str = field(default="here", metadata={"help": "here, or slurm: a job for each comparison"})
-    slurm: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "slurm.partition=gpu …: see configs/hydra/launcher/slurm.yaml"}
+    slurm: dict[str, Any] | None = field(
+        default=None, metadata={"help": "slurm.partition=gpu …: what configs/hydra/launcher/slurm.yaml has"}
     )
 
 
@@ -132,17 +132,19 @@ def _overrides(scale: str, device: str, results_dir: Path, smoke: bool) -> list[
 def _on_cluster(settings: ReproduceSettings, names: Sequence[str]) -> int:
     """The same on the nodes of a SLURM cluster: this machine submits, waits, and writes the report."""
     from src import cluster
-    from src.largest_batch import search
-    from src.report.build import build
 
     if settings.minutes is not None:
         raise UserError("minutes", "how long nodes take is not known here", "leave it out with launcher=slurm")
     cluster.check()
-    partition, has_gpus = cluster.partition(settings.slurm)
+    chosen = settings.slurm or {}
+    partition, has_gpus = cluster.partition(chosen)
     # This machine's own devices and name say nothing of the nodes that will measure.
     scale = settings.scale if settings.scale != "auto" else "gpu" if has_gpus else "cpu"
     results_dir = Path(settings.results_dir or f"results/slurm-{partition.replace(',', '-')}-{scale}").resolve()
-    launcher = cluster.settings(scale, settings.slurm)
+    launcher = cluster.settings(scale, chosen)
+    from src.largest_batch import search  # torch, which takes seconds, once SLURM has answered
+    from src.report.build import build
+
     print(f"{scale} scale in SLURM's partition {partition}; records and report: {results_dir}", flush=True)
     overrides = _overrides(scale, "cuda:0" if scale == "gpu" else "cpu", results_dir, settings.smoke)
     runs = {name: sweep(name, overrides) for name in names}

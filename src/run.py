@@ -41,9 +41,12 @@ def main() -> int:
         if not complete(sys.argv[1:], task):
             task()
     except Exception as error:
+        lines = str(error).splitlines()
+        if refused := [line for line in lines if line.startswith("sbatch:")]:
+            raise UserError("hydra/launcher", f"sbatch takes no job ({refused[-1]})") from None
         if not (isinstance(error, JobFailed) or type(error).__module__.startswith("submitit.")):
             raise
-        print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+        print(f"error: {' '.join(lines[:2])}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 1
     return max(codes, default=0)
 

@@ -31,12 +31,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.cli import BAD_INPUT, EXIT_INTERRUPTED, SHOW_TRACEBACK, UserError, report, warn
-from src.config import Config, as_dict
+from src.config import Config, as_dict, register_schemas
 from src.measure import records
 from src.measure.records import Record
 from src.measure.row import Row
 from src.places import PACKAGE
 
+register_schemas()  # on import, for the job of a launcher, which unpickles what names this file and composes next
 EXIT_CRASHED = 70
 OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
 # Who ends a whole job signals all of its processes. This one's own signal, which ends it without a row that would call

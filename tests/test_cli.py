@@ -187,7 +187,7 @@ def test_multirun_sweeps_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
         cwd=working, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name.split("-b")[-1].split("-")[0] for path in (tmp_path / "r").iterdir()) == ["2", "4"]
+    assert sorted(path.name.split("-b")[1].split("-")[0] for path in (tmp_path / "r").iterdir()) == ["2", "4"]
     assert not list(working.iterdir())
 
 

@@ -73,7 +73,7 @@ def demonstration() -> tuple[list[Section], list[tuple[str, Record]]]:
             Claim("Peak memory falls by as much as the padding.", "up to 16x", "1.9x", "differs",
                   "Weights and libraries count here, and the model is small."),
         ]),
-        section_of("today", "What prepacking is worth beside today's engines", today, [
+        section_of("today", "What prepacking is worth beside today's engines", today[:6], [
             Claim("Kernels that need no padding make bins unnecessary.", "", "1.07x [1.05, 1.10]", "agrees"),
         ]),
         Section("quantized", "Weights of 4 bits (Table 2)", "Not run on this machine.", [

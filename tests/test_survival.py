@@ -150,7 +150,7 @@ for line in sys.stdin:  # arguments; answered with the process that runs them
 @pytest.mark.slow
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
     moments = random.Random(20)
-    sweep = ("--multirun", *TINY_OVERRIDES, "methods=[prepacking,full-batching]", "batch_size=2,3,6",
+    sweep = ("--multirun", *TINY_OVERRIDES, "methods=[prepacking,full-batching]", "batch_size=2,6",
              "seed=0,1", f"results_dir={tmp_path}")  # fmt: skip
     seen: set[str] = set()
 
@@ -171,12 +171,12 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_pa
             launcher.stdin.write(" ".join(sweep) + "\n")
             launcher.stdin.flush()
             pid = int(launcher.stdout.readline())
-            begun = moments.choice([1, 1, 1, 2])  # which configuration to kill it in, of those that it measures
+            begun = moments.choice([1, 1, 1, 1, 2])  # which configuration to kill it in, of those that it measures
             while (line := launcher.stdout.readline()) and line.strip() != "gone":
                 begun -= line.startswith("measuring")
                 if not begun:
                     break
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(moments.uniform(0, 0.6))
             with contextlib.suppress(ProcessLookupError):  # it was done
                 os.kill(pid, signal.SIGKILL)
             while line.strip() != "gone":
@@ -202,7 +202,7 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_pa
     assert command("src.run", *apart).returncode == 0
     final = rows(tmp_path)
     assert sorted((row.batch_size, row.seed, row.method) for row in final.values()) == sorted(
-        itertools.product((2, 3, 6), range(2), ("prepacking", "full-batching"))
+        itertools.product((2, 6), range(2), ("prepacking", "full-batching"))
     )
     assert {row.status for row in final.values()} == {"ok"}
     assert not leftovers(tmp_path)

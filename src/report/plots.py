@@ -156,6 +156,8 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """PNG to look at and SVG to print; without a date, so that equal results give equal files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it stays as it is now: every file would take as long again to lay it out
     written = []
     for kind in FORMATS:
         target = path.with_suffix(f".{kind}")
