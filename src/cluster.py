@@ -25,11 +25,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.apart import run_apart
 from src.cli import UserError, guarded, warn
 from src.config import CONFIG_DIR, Config, compose, config_hash, register_schemas
 from src.measure import records
 from src.measure.row import Row
-from src.worker import run_apart
 
 TOOLS = ("sbatch", "srun", "squeue", "sinfo", "scancel")
 FOLDER = ".slurm"  # below the results: logs of jobs, what is to run in them, and outcomes of searches

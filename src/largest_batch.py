@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from src.apart import run_apart
 from src.cli import UserError
 from src.config import Config, compose
 from src.measure import records
 from src.measure.plan import prepare
-from src.worker import run_apart
 
 GAP = 8  # the search ends when what fails is less than an eighth larger than what fits
 MOST = 16_384  # prompts; a method that still fits then is not searched further

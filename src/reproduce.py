@@ -74,6 +74,7 @@ def main() -> int:
     names = _names(settings)
     if settings.launcher == "slurm":
         return _on_cluster(settings, names)
+    from src.apart import run_apart
     from src.config import compose
     from src.largest_batch import search
     from src.measure.estimate import in_words
@@ -81,7 +82,6 @@ def main() -> int:
     from src.measure.plan import prepare
     from src.report.build import RATIOS, build
     from src.report.tables import ratio_table
-    from src.worker import run_apart
 
     device = pick_device("cuda" if settings.scale == "gpu" else "cpu" if settings.scale == "cpu" else "auto")
     scale = "gpu" if device.type == "cuda" else "cpu"

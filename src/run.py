@@ -12,10 +12,10 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from src import cluster
+from src.apart import run_apart
 from src.cli import BAD_INPUT, JobFailed, UserError, guarded, report
 from src.completion import complete
 from src.config import CONFIG_DIR, register_schemas, typed
-from src.worker import run_apart
 
 
 def main() -> int:

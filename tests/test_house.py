@@ -24,7 +24,8 @@ from src.workload.prompts import PROFILE_DIR
 FLOORS = {
     "cli": 0, "stats": 0, "config": 1, "hub": 1, "workload": 2, "prefill": 3, "measure": 4, "report": 5,
     "places": 0, "completion": 2,
-    "paper": 1, "worker": 6, "cluster": 7, "largest_batch": 8, "run": 8, "advise": 8, "compare": 8, "reproduce": 9,
+    "paper": 1, "worker": 6, "apart": 7, "cluster": 8, "largest_batch": 9, "run": 9, "advise": 9, "compare": 9,
+    "reproduce": 10,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 

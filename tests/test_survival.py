@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY_OVERRIDES, command
+from conftest import ROOT, TINY_OVERRIDES
+from launcher import finished, start
 
 from src import hub, run
 from src.config import Config
@@ -28,11 +28,11 @@ Call = Callable[..., tuple[int, str, str]]
 Measure = Callable[..., list[Record]]
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """A run in the background, in a session of its own."""
+def start_python(*arguments: str) -> subprocess.Popen[str]:
+    """A run in the background, in a session and an interpreter of its own, as a user has it."""
     return subprocess.Popen(
         [sys.executable, "-m", "src.run", *arguments], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def leftovers(results: Path) -> list[Path]:
 
 
 def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
-    done = command("src.run", *APART, "repeats=1000000", "timeout_s=8", f"results_dir={tmp_path}")
+    done = finished(*APART, "repeats=1000000", "timeout_s=8", f"results_dir={tmp_path}")
     assert done.returncode == 1
     (row,) = rows(tmp_path).values()
     assert (row.status, row.status_reason) == ("timeout", "not finished after timeout_s=8")
@@ -132,21 +132,6 @@ def test_ctrl_c_ends_parent_and_child_promptly(tmp_path: Path, number: signal.Si
     wait_for(lambda: not Path(f"/proc/{child}").exists(), 5)
 
 
-LAUNCHER = """
-import os, sys
-from src import cli, measure, run
-from src.measure import runner
-from src.report import tables
-for line in sys.stdin:  # arguments; answered with the process that runs them
-    if not (fork := os.fork()):
-        sys.argv = ["src.run", *line.split()]
-        os._exit(cli.guarded(run.main))
-    print(fork, flush=True)
-    os.waitpid(fork, 0)
-    print("gone", flush=True)
-"""
-
-
 @pytest.mark.slow
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_path: Path) -> None:
     moments = random.Random(20)
@@ -160,34 +145,20 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_pa
         assert seen <= set(now), "a finished record was lost"
         seen = set(now)
 
-    # Eighteen in one process each, imported beforehand, so that moments fall where it measures and writes.
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as launcher:  # fmt: skip
-        assert launcher.stdin
-        assert launcher.stdout
-        for _ in range(18):
-            launcher.stdin.write(" ".join(sweep) + "\n")
-            launcher.stdin.flush()
-            pid = int(launcher.stdout.readline())
-            begun = moments.choice([1, 1, 1, 1, 2])  # which configuration to kill it in, of those that it measures
-            while (line := launcher.stdout.readline()) and line.strip() != "gone":
-                begun -= line.startswith("measuring")
-                if not begun:
-                    break
-            time.sleep(moments.uniform(0, 0.6))
-            with contextlib.suppress(ProcessLookupError):  # it was done
-                os.kill(pid, signal.SIGKILL)
-            while line.strip() != "gone":
-                line = launcher.stdout.readline()
-            nothing_is_lost()
-        launcher.stdin.close()
+    # Eighteen in one process each, so that moments fall where it measures and writes.
+    for _ in range(18):
+        killed = start(*sweep)
+        begun = moments.choice([1, 1, 1, 1, 2])  # which configuration to kill it in, of those that it measures
+        wait_for(lambda run=killed, begun=begun: run.poll() is not None or run.output.count("measuring") >= begun)
+        time.sleep(moments.uniform(0, 0.6))
+        killed.kill()
+        killed.wait()
+        nothing_is_lost()
     assert seen, "the moments are badly chosen"
     # Two as a user has them: parent, template and fork.
     apart = (*sweep, "isolate=true")
     for _ in range(2):
-        parent = start(*apart)
+        parent = start_python(*apart)
         wait_for(lambda parent=parent: measuring(parent.pid) or parent.poll() is not None)
         below: set[int] = set()
         end = time.monotonic() + moments.uniform(0, 1.5)
@@ -199,7 +170,7 @@ def test_a_sweep_killed_at_twenty_random_moments_ends_with_every_row_once(tmp_pa
         for pid in below:  # the kernel takes them along
             wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10)
         nothing_is_lost()
-    assert command("src.run", *apart).returncode == 0
+    assert finished(*apart).returncode == 0
     final = rows(tmp_path)
     assert sorted((row.batch_size, row.seed, row.method) for row in final.values()) == sorted(
         itertools.product((2, 6), range(2), ("prepacking", "full-batching"))
@@ -248,7 +219,7 @@ def test_memory_that_runs_out_is_a_row_and_larger_batches_are_skipped(tmp_path: 
         "dataset.source=profile", "num_prompts=16", "repeats=1", "memory_limit_mb=900", f"results_dir={tmp_path}",
         "methods=[full-batching,prepacking]",
     ]  # fmt: skip
-    done = command("src.run", "--multirun", *arguments, "batch_size=1,8,16")
+    done = finished("--multirun", *arguments, "batch_size=1,8,16")
     assert done.returncode == 1, done.stderr
     found = {(row.method, row.batch_size): row for row in rows(tmp_path).values()}
     assert found["full-batching", 1].status == "ok"
@@ -256,7 +227,7 @@ def test_memory_that_runs_out_is_a_row_and_larger_batches_are_skipped(tmp_path: 
     assert "allocate" in str(found["full-batching", 8].status_reason)
     assert found["full-batching", 16].status == "skipped"
     assert "dominated: memory ran out at batch size 8" in str(found["full-batching", 16].status_reason)
-    again = command("src.run", "--multirun", *arguments, "batch_size=1,8,16")
+    again = finished("--multirun", *arguments, "batch_size=1,8,16")
     assert again.stderr.count("already recorded") == 3
 
 
@@ -327,7 +298,7 @@ def test_a_process_of_its_own_starts_clean(tmp_path: Path) -> None:
     """Peak memory of a small run is not that of a large one before it in the same sweep."""
     arguments = [*APART, "++model.architecture.vocab_size=60000", "protocol=paper", "dataset=wikitext512",
                  "dataset.source=profile", "num_prompts=8", "repeats=1", "method=full-batching"]  # fmt: skip
-    assert command("src.run", "--multirun", *arguments, "batch_size=8,1", f"results_dir={tmp_path}").returncode == 0
+    assert finished("--multirun", *arguments, "batch_size=8,1", f"results_dir={tmp_path}").returncode == 0
     peak = {row.batch_size: row.resident_before_mb for row in rows(tmp_path).values()}
     assert peak[1] is not None
     assert peak[8] is not None

@@ -180,8 +180,9 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
     )
     kinds = _with_engines(kinds)
     groups = {
-        key: m for key, m in sorted(kinds.items(), key=str) if wanted(m) and any(r.status == "ok" for r in m.values())
-    }
+        key: m for key, m in sorted(kinds.items(), key=_by_columns)
+        if wanted(m) and any(r.status == "ok" for r in m.values())
+    }  # fmt: skip
     body, sources = [], []
     for (dataset, _, _, dtype, longest, size, *_), methods in groups.items():
         for name in sorted(methods, key=_place):
@@ -196,7 +197,7 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
          "Over length-ordered", "Of ideal", "Of limit"), body, sources,
     )  # fmt: skip
     section.notes = notes([row for m in groups.values() for row in m.values()])[1:] if groups else []
-    shown = list(groups.items())[:6]
+    shown = list(groups.items())[:8]
     if not shown:
         section.notes = ["not run: nothing was recorded for it"]
         return
@@ -226,6 +227,11 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
     section.figure = figure
+
+
+def _by_columns(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
+    """Sorts by each column in turn, numbers as numbers; what has none comes last."""
+    return tuple((value is None, value) for value in item[0])
 
 
 def _with_engines(kinds: dict[tuple[object, ...], dict[str, Row]]) -> dict[tuple[object, ...], dict[str, Row]]:

@@ -1,0 +1,202 @@
+"""A configuration in a process of its own: what it leaves behind, or dies of, does not reach the next one.
+
+The parent composes settings, has a child forked from a template process (worker.py) and sleeps until it ends. The child
+measures, writes its records and prints its table. Before it starts, it leaves rows as they would stand if it never came
+back; the parent completes and writes them where the child was killed, crashed or took too long.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from src.cli import SHOW_TRACEBACK, warn
+from src.config import Config, as_dict, register_schemas
+from src.measure import records
+from src.measure.records import Record
+from src.measure.row import Row
+from src.places import PACKAGE
+from src.worker import measure
+
+register_schemas()  # on import, for the job of a launcher, which unpickles what names this file and composes next
+OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
+# Who ends a whole job signals all of its processes. This one's own signal, which ends it without a row that would call
+# that a failure of what was measured, may then come a moment after the child's death.
+ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
+STOP_SECONDS = 3.0
+
+
+def run_apart(config: Config) -> int:
+    """Measure one configuration in a process of its own and return its exit code; one that died has rows that say so.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; the process is gone too.
+    """
+    if not config.isolate:
+        return measure(config)
+    with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
+        pending = Path(folder) / "pending.json"
+        oom_kills, timed_out = _kernel_oom_kills(), threading.Event()
+        template = Template.running()
+
+        def end() -> None:
+            timed_out.set()
+            template.kill()
+
+        timer = threading.Timer(config.timeout_s, end) if config.timeout_s else None
+        try:
+            with _terminate_as_interrupt():
+                template.start(config, pending)
+                if timer:
+                    timer.start()
+                code = template.wait()
+                if code in ENDED_FROM_OUTSIDE:
+                    time.sleep(1)
+        except KeyboardInterrupt:
+            template.stop()
+            raise
+        finally:
+            if timer:
+                timer.cancel()
+        if code in OWN_EXITS:
+            return code
+        if timed_out.is_set():
+            status, reason = "timeout", f"not finished after timeout_s={config.timeout_s:g}"
+        elif code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
+            status, reason = "oom", "the kernel killed the process because memory ran out"
+        elif code < 0:
+            status, reason = "error", f"the process was ended by {signal.Signals(-code).name}"
+        else:
+            status, reason = "error", f"the process ended with exit code {code}"
+        _write_failures(pending, status, reason, config)
+        return 1
+
+
+class Template:
+    """The process that measuring ones are forked from: it has imported what they need, and computes nothing itself.
+
+    Importing takes longer than many a measurement. A fork of a process that has imported everything, and has neither
+    started a thread pool nor touched a GPU, is as clean as a new process, and is there at once.
+    """
+
+    _running: Template | None = None
+
+    @classmethod
+    def running(cls) -> Template:
+        """The one of this program, started where there is none, or one of another environment or output."""
+        outputs = [(found.st_dev, found.st_ino) for found in map(os.fstat, (1, 2))]
+        belongs_to = (os.environ.copy(), os.getcwd(), outputs)
+        if cls._running and (cls._running._belongs_to != belongs_to or cls._running._process.poll() is not None):
+            cls._running.stop()
+        if cls._running is None:
+            cls._running = cls(belongs_to)
+        return cls._running
+
+    def __init__(self, belongs_to: object) -> None:
+        self._belongs_to = belongs_to
+        path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: a folder src of the user's in the current folder is not this one
+                [sys.executable, "-P", "-m", "src.worker", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends this one
+            )
+        self._pipe = ours.makefile("rw", encoding="utf-8")
+        self._measuring: int | None = None
+        ours.close()  # the file keeps it open
+        atexit.register(self.stop)
+
+    def start(self, config: Config, pending: Path) -> None:
+        """Have a configuration measured."""
+        with contextlib.suppress(BrokenPipeError):  # wait() finds out
+            self._pipe.write(json.dumps({"config": as_dict(config), "pending": str(pending)}) + "\n")
+            self._pipe.flush()
+
+    def wait(self) -> int:
+        """Sleep until it is measured: the exit code, or the signal that ended it, negative."""
+        try:
+            self._measuring = int(self._pipe.readline())
+            code = int(self._pipe.readline())
+        except (OSError, ValueError):  # the template itself is gone
+            code = self._process.wait()
+            self.stop()
+        self._measuring = None
+        return code
+
+    def kill(self) -> None:
+        """End what measures now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._measuring or self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it, and what measures now, within seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+                break
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+        Template._running = None
+        atexit.unregister(self.stop)
+
+
+def _write_failures(pending: Path, status: str, reason: str, config: Config) -> None:
+    """Complete the rows that a dead child left, and write those that replace no finished record."""
+    try:
+        content = json.loads(pending.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        warn(f"{', '.join(config.compared_methods)}: {status}, {reason}, before prompts were loaded: there is no row")
+        return
+    results_dir = Path(content["results_dir"])
+    for fields in content["records"]:
+        record = Record(Row(**fields.pop("row")), **fields)
+        record.row.status, record.row.status_reason = status, content["reason"] or reason
+        warn(f"{record.row.run_id}: {record.row.status}, {record.row.status_reason}")
+        with contextlib.suppress(ValueError):
+            if records.read(results_dir / record.row.run_id).row.status == "ok":
+                continue
+        records.write(record, results_dir)
+
+
+def _kernel_oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines())
+        return int(counters.get("oom_kill", 0))
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill (a cluster's scheduler, a closed terminal) ends a run as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
