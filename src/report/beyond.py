@@ -197,14 +197,16 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
          "Over length-ordered", "Of ideal", "Of limit"), body, sources,
     )  # fmt: skip
     section.notes = notes([row for m in groups.values() for row in m.values()])[1:] if groups else []
-    shown = list(groups.items())[:8]
-    if not shown:
+    if not groups:
         section.notes = ["not run: nothing was recorded for it"]
+        return
+    shown = [item for item in groups.items() if BASE in item[1]][:8]
+    if not shown:
         return
     lines = -(-len(shown) // 2)
     across = min(2, len(shown))
     figure, axes = plt.subplots(lines, across, figsize=(6.4 * across, 3.0 * lines), squeeze=False, layout="constrained")
-    for panel, ((dataset, _, _, _, _, size, *_), methods) in zip(axes.flat, shown, strict=False):
+    for panel, ((dataset, _, _, dtype, _, size, *_), methods) in zip(axes.flat, shown, strict=False):
         names = sorted(methods, key=_place)
         for place, name in enumerate(names):
             row = methods[name]
@@ -222,7 +224,9 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Any) -> None:
         values = [row.speedup_over_full_batching for row in methods.values()]
         panel.set_xlim(0, room(values, [row.speedup_ci_high for row in methods.values()]))
         panel.set_xlabel("speedup over full-batching (95 % interval)")
-        panel.set_title(f"{dataset}, {model_name(next(iter(methods.values())))}, batches of {size}", fontsize=9)
+        panel.set_title(
+            f"{dataset}, {model_name(next(iter(methods.values())))}, {dtype}, batches of {size}", fontsize=9
+        )
         clear_axes(panel)
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
