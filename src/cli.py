@@ -95,6 +95,9 @@ def guarded(main: Callable[[], Any]) -> int:
         return report(
             UserError("settings", "a group cannot be set to null", "leave it out, or take it out with ~group")
         )
+    except BrokenPipeError:  # whoever read the output has left: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; what was recorded is kept, and the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -128,3 +128,10 @@ def test_the_readme_says_how_to_complete() -> None:
     line = 'eval "$(python -m src.run -sc install=bash)"'
     assert line in (ROOT / "README.md").read_text(encoding="utf-8")
     assert line in command("src.run", "--help").stdout
+
+
+def test_a_reader_that_leaves_gets_no_traceback() -> None:
+    code = "from src.cli import guarded; exit(guarded(lambda: [print(n) for n in range(100_000)] and 0))"
+    typed = f"'{sys.executable}' -c '{code}' | head -n 1"
+    done = subprocess.run(typed, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
