@@ -27,7 +27,22 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = "returncode"
 
 
-class Started:
+class Polled:
+    """A process that is asked after, as ``subprocess.Popen`` is."""
+
+    def poll(self) -> int | None:
+        raise NotImplementedError
+
+    def wait(self, timeout: float = 120) -> int:
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(type(self).__name__, timeout)
+            time.sleep(0.02)
+        return code
+
+
+class Started(Polled):
     """What ``subprocess.Popen`` would be, of a run that was forked."""
 
     def __init__(self, pid: int, folder: Path) -> None:
@@ -39,14 +54,6 @@ class Started:
         if self.returncode is None and code.exists():
             self.returncode = int(code.read_text(encoding="ascii"))
         return self.returncode
-
-    def wait(self, timeout: float = 120) -> int:
-        end = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("src.run", timeout)
-            time.sleep(0.02)
-        return code
 
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
         self.wait(timeout)
@@ -134,7 +141,7 @@ def _as_started(asked: dict[str, Any], folder: Path) -> NoReturn:
     _end(functools.partial(cli.guarded, run.main))
 
 
-class Forked:
+class Forked(Polled):
     """As ``subprocess.Popen``, where the template process is started."""
 
     def __init__(self, command: list[str], pass_fds: list[int], env: dict[str, str], **_: Any) -> None:
@@ -161,14 +168,6 @@ class Forked:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
-
-    def wait(self, timeout: float = 120) -> int:
-        end = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("src.worker", timeout)
-            time.sleep(0.02)
-        return code
 
 
 def _set_environment(environment: dict[str, str]) -> None:

@@ -80,13 +80,14 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
 def device_name(*devices: torch.device) -> str:
     """The GPU's name, with their number before it where a model is split; or the CPU's, with the cores it may use."""
     if devices[0].type == "cuda":
-        return f"{len(devices)} x " * (len(devices) > 1) + torch.cuda.get_device_name(devices[0])
+        name = torch.cuda.get_device_name(devices[0])
+        return name if len(devices) == 1 else f"{len(devices)} x {name}"
     return f"{_cpu_model()}, {cores()} cores"
 
 
 def machine_slug(*devices: torch.device) -> str:
     """The name of this machine's folder below results/: lower case, no spaces, nothing private."""
-    return slug(f"{'cpu' * (devices[0].type == 'cpu')} {device_name(*devices)}")
+    return slug(f"{devices[0].type if devices[0].type == 'cpu' else ''} {device_name(*devices)}")
 
 
 def slug(name: str) -> str:

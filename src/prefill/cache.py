@@ -101,12 +101,13 @@ def unpack(cache: DynamicCache, row: torch.Tensor, start: torch.Tensor, length: 
     prompt, to_column = mask.nonzero(as_tuple=True)
     from_row = row[prompt]
     from_column = start[prompt] + to_column - (longest - length[prompt])
+    layer: Any
     for layer in cache.layers:
+        indices = (prompt, to_column, from_row, from_column)  # layers of a model that is split are on several devices
+        prompt, to_column, from_row, from_column = (index.to(layer.keys.device) for index in indices)
         for name in ("keys", "values"):
             source = getattr(layer, name)
-            to, at = [(rows.to(source.device), columns.to(source.device)) for rows, columns in
-                      ((prompt, to_column), (from_row, from_column))]  # fmt: skip
             target = source.new_zeros(k, source.shape[1], longest, source.shape[3])
-            target[to[0], :, to[1]] = source[at[0], :, at[1]]
+            target[prompt, :, to_column] = source[from_row, :, from_column]
             setattr(layer, name, target)
     return mask.long()

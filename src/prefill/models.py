@@ -152,11 +152,12 @@ def load_model(
         hub.GatedError: the licence of the weights was not accepted.
     """
     places = {"": device}
-    if device_map:
+    if device_map or source.weights == "random":
         empty = split.skeleton(source.config, dtype, ATTENTION)
+    if device_map:
         places = split.places_for(empty, device_map, dtype, loadbit, split.free_memory(devices))
     if source.weights == "random":
-        model = random_model(split.skeleton(source.config, dtype, ATTENTION), places, dtype, loadbit, seed)
+        model = random_model(empty, places, dtype, loadbit, seed)
     else:
         assert source.path is not None
         options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
