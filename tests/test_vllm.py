@@ -14,15 +14,16 @@ import torch
 from conftest import TINY, draw_prompts
 from transformers import AutoConfig
 
-from src.measure import vllm
 from src.measure.timer import PhaseTimer
-from src.measure.vllm import Missing, Vllm, WorkerError
+from src.measure.vllm import driver
+from src.measure.vllm.driver import Missing, Vllm, WorkerError
 
 LENGTHS = [5, 1, 9]
 STAND_IN = """
 import json, os, pathlib, sys, time
 __version__ = "0.0-stand-in"
 BEHAVES = os.environ.get("STAND_IN", "")
+PATIENCE_S = float(os.environ.get("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", 0.2))  # for what is awaited between batches
 if BEHAVES == "no import":
     raise ImportError("operator torchvision::nms does not exist")
 print("noise on standard output")
@@ -50,7 +51,7 @@ class LLM:
         assert config["architectures"] == ["LlamaForCausalLM"], config
         assert (load_format, skip_tokenizer_init, enable_prefix_caching) == ("dummy", True, False)
         assert options["dtype"] == "float32", options
-        self.options, self.vocabulary = options, config["vocab_size"]
+        self.options, self.vocabulary, self.awaits = options, config["vocab_size"], None
         time.sleep(0.3)
 
     def generate(self, prompts, sampling, use_tqdm):
@@ -60,6 +61,8 @@ class LLM:
         assert max(lengths) < self.options["max_model_len"]
         assert sum(lengths) <= self.options["max_num_batched_tokens"]
         assert len(lengths) <= self.options["max_num_seqs"]
+        if self.awaits and time.monotonic() - self.awaits > PATIENCE_S:
+            raise RuntimeError("EngineDeadError: RPC call to execute_model timed out")
         if BEHAVES == "dies":
             print("Segmentation fault in a kernel", file=sys.stderr, flush=True)
             os._exit(11)
@@ -69,6 +72,7 @@ class LLM:
             raise RuntimeError("no free pages")
         time.sleep(0.05)
         print("noise while serving")
+        self.awaits = time.monotonic()
         return [Output(sum(prompt["prompt_token_ids"]) % self.vocabulary) for prompt in prompts]
 """
 
@@ -130,6 +134,8 @@ def test_its_processes_rest_between_batches_and_are_gone_after_the_end(start: An
     group = engine._process.pid
     engine.prefill(draw_prompts(LENGTHS), PhaseTimer(torch.device("cpu")))
     assert set(processes_of(group).values()) == {"T"}
+    time.sleep(0.4)  # it is not to blame for what it could not answer meanwhile
+    engine.prefill(draw_prompts(LENGTHS), PhaseTimer(torch.device("cpu")))
     engine.close()
     engine.close()
     assert processes_of(group) == {}
@@ -150,12 +156,12 @@ def test_what_goes_wrong_in_a_batch_is_an_exception_and_ends_its_processes(
 ) -> None:
     engine = start(behaves, timeout_s=0.5)
     group = engine._process.pid
-    vllm.CLOSE_S, before = 0.2, vllm.CLOSE_S
+    driver.CLOSE_S, before = 0.2, driver.CLOSE_S
     try:
         with pytest.raises(WorkerError, match=f"(?s){words}"):
             engine.prefill(draw_prompts(LENGTHS), PhaseTimer(torch.device("cpu")))
     finally:
-        vllm.CLOSE_S = before
+        driver.CLOSE_S = before
     assert processes_of(group) == {}
 
 
@@ -182,7 +188,7 @@ print('{{"ready": true, "vllm": "1", "torch": "2"}}', flush=True)
 for _ in sys.stdin:
     print({line!r}, flush=True)
 """)
-    monkeypatch.setattr(vllm, "WORKER", worker)
+    monkeypatch.setattr(driver, "WORKER", worker)
     engine = start()
     with pytest.raises(WorkerError, match="it answered"):
         engine.prefill(draw_prompts(LENGTHS), PhaseTimer(torch.device("cpu")))
@@ -193,7 +199,7 @@ def test_no_environment_is_said_in_words(start: Any, monkeypatch: pytest.MonkeyP
     with pytest.raises(Missing, match=r"VLLM_PYTHON=.*make vllm-env"):
         start()
     monkeypatch.delenv("VLLM_PYTHON")
-    monkeypatch.setattr(vllm, "ROOT", tmp_path)
+    monkeypatch.setattr(driver, "ROOT", tmp_path)
     with pytest.raises(Missing, match=r"there is no \.venv-vllm.*make vllm-env"):
         start()
 

@@ -27,7 +27,7 @@ from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
 from src.measure.timer import PhaseTimer
 from src.measure.verify import verify
-from src.measure.vllm import Missing, Vllm
+from src.measure.vllm.driver import Missing, Vllm
 from src.prefill import split
 from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
 from src.prefill.models import load_model

@@ -2,8 +2,8 @@
 
 The first line in is the set-up, answered by ``{"ready": …}``. Each further line is ``{"prompts": [[token id, …], …]}``,
 answered by ``{"seconds": …, "first_tokens": […]}``: the seconds are read here, around the generation alone. What goes
-wrong is ``{"error": …}``, or ``{"missing": …}`` where vLLM cannot be imported, and the end. src/measure/vllm.py holds
-the other side. This file imports nothing of the project.
+wrong is ``{"error": …}``, or ``{"missing": …}`` where vLLM cannot be imported, and the end. driver.py is the
+other side. This file imports nothing of the project.
 """
 
 from __future__ import annotations

@@ -25,10 +25,11 @@ from src.prefill.methods import Laps, Prefilled, TokenIds
 from src.prefill.packing import Bins
 
 ROOT = places.CHECKOUT or Path()  # what `make vllm-env` sets up, or else what lies in the current folder
-WORKER = places.PACKAGE / "measure" / "apart" / "vllm_worker.py"
+WORKER = places.PACKAGE / "measure" / "vllm" / "worker.py"
 PAGE_TOKENS = 128  # tokens in a page of its cache: its default on CPU; on a GPU 16 to 64
 FREE_SHARE = 0.9  # of the GPU's free memory it may ask for
 CLOSE_S = 20.0
+STOPPED_S = 7 * 24 * 3600  # that it may be stopped between two batches
 
 
 class Missing(Exception):
@@ -226,6 +227,9 @@ def _options(
 def _environment(device: torch.device, threads: int) -> dict[str, str]:
     """No network, no usage statistics, and on a CPU the same number of cores as this process computes with."""
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # Its clock goes on while it is stopped, and what it waits for within then counts as late: other methods may take
+    # longer than the five minutes that it allows.
+    environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(STOPPED_S)
     if device.type == "cpu":
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(threads))
         environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, allowed[:threads]))
