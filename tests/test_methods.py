@@ -205,11 +205,25 @@ def test_dataset_bins_hold_each_prompt_once(lengths: list[int], batch_size: int)
         assert max(sum(lengths[batch[place]] for place in bin_) for bin_ in places) <= max(lengths)
 
 
-def test_a_long_row_is_split_at_its_token_budget_and_a_longer_prompt_goes_alone() -> None:
-    prompts = draw_prompts([10, 5, 30, 2, 8, 10])
-    done = carry(MODELS["llama"], prompts, "padding-free", max_tokens=20)
-    assert done.rows == 3
-    assert done.computed_tokens == 65
+@pytest.mark.parametrize(("method", "forwards", "computed"), [
+    ("padding-free", [15, 30, 20], 65),  # a prompt longer than the budget goes alone
+    ("prepacking", [30, 30, 5], 65),  # bins {30}, {10, 10, 8, 2}, {5}: one a forward
+    ("full-batching", [30] * 6, 180),  # rows stay as wide as the batch's longest prompt
+])  # fmt: skip
+def test_a_batch_of_more_tokens_than_the_budget_is_computed_by_parts(
+    method: str, forwards: list[int], computed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = modern.FusedForward.__call__
+
+    def watched(self: Any, token_ids: torch.Tensor, *rest: Any) -> Any:
+        seen.append(token_ids.numel())
+        return real(self, token_ids, *rest)
+
+    monkeypatch.setattr(modern.FusedForward, "__call__", watched)
+    done = carry(MODELS["llama"], draw_prompts([10, 5, 30, 2, 8, 10]), method, max_tokens=20)
+    assert seen == forwards
+    assert done.computed_tokens == computed
 
 
 def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,10 +63,14 @@ def left_padded(prompts: Sequence[Ints]) -> Layout:
     return _lay(prompts, np.arange(len(prompts)), lengths.max() - lengths, int(lengths.max()))
 
 
-def right_padded(prompts: Sequence[Ints]) -> Layout:
-    """One prompt a row, padded on the right, where causality alone keeps pads from being seen: no mask is needed."""
-    lengths = [len(ids) for ids in prompts]
-    return _lay(prompts, np.arange(len(prompts)), np.zeros(len(prompts), dtype=np.int64), max(lengths))
+def right_padded(prompts: Sequence[Ints], width: int | None = None) -> Layout:
+    """One prompt a row, padded on the right, where causality alone keeps pads from being seen: no mask is needed.
+
+    Args:
+        width: tokens of a row; None: as many as the longest prompt has.
+    """
+    width = width or max(len(ids) for ids in prompts)
+    return _lay(prompts, np.arange(len(prompts)), np.zeros(len(prompts), dtype=np.int64), width)
 
 
 def packed(prompts: Sequence[Ints], bins: Bins) -> Layout:

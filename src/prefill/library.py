@@ -34,7 +34,7 @@ from src.prefill.supported import check_model
 Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor
 
 BATCH_METHODS = tuple(name for name, each in METHODS.items() if not (each.serves or each.needs_dataset or each.engine))
-MAX_ROW_TOKENS = 32_768  # padding-free splits a longer row
+MAX_TOKENS = 32_768  # of one forward: a batch of more is computed by parts
 
 # What `generate` gives to model.generate itself, and what would have transformers compute the prompts once more.
 _OURS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
@@ -103,7 +103,7 @@ def prefill(
     if method not in BATCH_METHODS:
         raise ValueError(f"method: unknown '{method}'; choose one of {', '.join(BATCH_METHODS)}")
     ids = _token_ids(model, prompts, tokenizer)
-    how = How(metric="prefill", forward=forward, max_tokens=MAX_ROW_TOKENS)
+    how = How(metric="prefill", forward=forward, max_tokens=MAX_TOKENS)
     done = Modern(model, METHODS[method], how, left_padded=True).prefill(ids, _Untimed())
     assert done.cache is not None
     assert done.mask is not None

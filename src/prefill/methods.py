@@ -94,7 +94,8 @@ class How:
             read from them, every prompt's KV in a padded cache.
         pack: lengths and capacity to bins.
         forward: ``fused`` or ``transformers``, of the modern protocol.
-        max_tokens: padding-free splits its row where it would be longer; None: never.
+        max_tokens: of one forward; a batch of more is computed by parts of whole rows (padding-free: whole
+            prompts); None: at once. Only under ``modern``.
     """
 
     metric: str = "ttft"

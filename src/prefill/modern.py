@@ -84,20 +84,26 @@ class Modern:
         k, longest, forward = len(prompts), int(lengths.max()), self._forward
         writer = CacheWriter(k, longest, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
         layouts = self._layouts(prompts, lengths, bins)
-        pieces = [self._piece(layout, numbers, longest, writer.spare) for layout, numbers in layouts]
+        scatters = self._scatters or len(layouts) > 1  # parts of a padded batch are scattered into one cache, too
+        pieces = [
+            self._piece(layout, numbers, longest, writer.spare if scatters else None) for layout, numbers in layouts
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate([numbers for _, numbers in layouts])))
         t.lap("plan")
         device = self._model.device
         pieces = [piece.to(device) for piece in pieces]
         column = np.arange(longest)
-        kept = column >= longest - lengths[:, None] if self._scatters else column < lengths[:, None]
+        kept = column >= longest - lengths[:, None] if scatters else column < lengths[:, None]
         mask = kept.astype(np.int64)
         mask_on_device = torch.from_numpy(mask).to(device, non_blocking=True)
+        order = order.to(device, non_blocking=True)
         t.lap("transfer")
         hidden = []
         for piece in pieces:
             writer.places = piece.places
             hidden.append(forward(piece.token_ids, piece.positions, piece.segments, piece.last, writer.keep))
-        logits, cache = self._model.get_output_embeddings()(torch.cat(hidden)), writer.cache()
+        last = torch.cat(hidden)
+        logits, cache = self._model.get_output_embeddings()(last[order.to(last.device)]), writer.cache()
         t.lap("forward")
         first_tokens = None
         if self._how.metric == "ttft":
@@ -110,24 +116,29 @@ class Modern:
     def _layouts(
         self, prompts: Sequence[TokenIds], lengths: np.ndarray, bins: Bins | None
     ) -> list[tuple[Layout, np.ndarray]]:
-        """Layouts in the order in which they are computed, each with the numbers of its prompts."""
-        everyone = np.arange(len(prompts))
-        if not self._method.packs:
-            return [(right_padded(prompts), everyone)]
-        if self._method.rows == "bin":
-            return [(packed(prompts, bins or self._how.pack(lengths.tolist(), int(lengths.max()))), everyone)]
-        # In their order, a row being ended where the next prompt would not fit. A longer prompt has a row alone.
-        limit, parts, held = self._how.max_tokens, [[0]], 0
-        for number, length in enumerate(lengths.tolist()):
-            if limit is not None and number and held + length > limit:
-                parts.append([])
-                held = 0
-            if number:
-                parts[-1].append(number)
-            held += length
-        return [(packed([prompts[n] for n in part], [list(range(len(part)))]), np.array(part)) for part in parts]
+        """What is computed at once, each with the numbers of its prompts: all, or rows within the token budget."""
+        longest, limit = int(lengths.max()), self._how.max_tokens
+        if self._method.rows == "batch":
+            parts = [[row] for row in _within(limit, lengths.tolist())]
+        else:
+            rows, width = [[number] for number in range(len(prompts))], longest
+            if self._method.rows == "bin":
+                rows = bins or self._how.pack(lengths.tolist(), longest)
+                width = max(int(lengths[row].sum()) for row in rows)
+            parts = [[rows[number] for number in part] for part in _within(limit, [width] * len(rows))]
+        found = []
+        for part in parts:
+            numbers = np.array(sorted(number for row in part for number in row), dtype=np.int64)
+            members = [prompts[number] for number in numbers]
+            if self._method.packs:
+                layout = packed(members, [np.searchsorted(numbers, row).tolist() for row in part])
+            else:
+                layout = right_padded(members, longest)
+            found.append((layout, numbers))
+        return found
 
-    def _piece(self, layout: Layout, numbers: np.ndarray, longest: int, spare: int) -> Piece:
+    def _piece(self, layout: Layout, numbers: np.ndarray, longest: int, spare: int | None) -> Piece:
+        """A layout as tensors; ``spare``: where pads of the cache go, None where the cache is the rows."""
         rows, width = layout.token_ids.shape
         packs = self._method.packs
         starts, spans = (layout.flat_start, layout.length) if packs else (np.arange(rows) * width, np.full(rows, width))
@@ -137,8 +148,21 @@ class Modern:
             torch.from_numpy(layout.positions),
             plan_segments(starts[order], spans[order], rows * width, self._window, self._kernel),
             torch.from_numpy(layout.flat_start + layout.length - 1),
-            torch.from_numpy(layout.places(numbers, longest, spare)) if self._scatters else None,
+            None if spare is None else torch.from_numpy(layout.places(numbers, longest, spare)),
         )
+
+
+def _within(limit: int | None, tokens: Sequence[int]) -> Bins:
+    """Numbers of what is computed at once: in their order, at most ``limit`` tokens; what is longer goes alone."""
+    parts: Bins = [[]]
+    held = 0
+    for number, length in enumerate(tokens):
+        if limit is not None and parts[-1] and held + length > limit:
+            parts.append([])
+            held = 0
+        parts[-1].append(number)
+        held += length
+    return parts
 
 
 class Ideal:
