@@ -131,14 +131,39 @@ def test_the_readmes_generated_parts_are_those_of_the_records() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_explains_every_column_and_names_only_settings_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {name for name in COLUMNS if f"`{name}`" not in readme} == set()
+def test_the_pages_explain_every_column_and_name_only_settings_that_exist() -> None:
+    records = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+    assert {name for name in COLUMNS if f"`{name}`" not in records} == set()
+    pages = ("README.md", "docs/hub.md", "docs/cluster.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
     known = set((CONFIG_DIR / "config.yaml").read_text(encoding="utf-8").replace(":", " ").split())
-    typed = set(re.findall(r"src\.run ([^\n`]+)", readme))
+    typed = set(re.findall(r"src\.run ([^\n`]+)", text))
     settings = {word.split("=")[0] for line in typed for word in line.split() if "=" in word}
     nested = {name for name in settings if "." in name}
     assert settings - nested - known - {"experiment", "scale", "model", "dataset", "install", "hydra/launcher"} == set()
+
+
+def _anchor(heading: str) -> str:
+    """What a page's heading is linked as."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"),
+    ROOT / "results" / "README.md",
+]))  # fmt: skip
+def test_every_link_between_pages_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M) if anchor and path.is_file() else []
+        if not path.exists() or (anchor and anchor not in map(_anchor, headings)):
+            dead.append(target)
+    assert not dead
 
 
 def test_the_project_says_nothing_of_the_machine_it_was_made_on() -> None:

@@ -21,9 +21,14 @@ SAME_COMPARISON = (
     "loadbit", "quirks", "memory_limit_mb",
 )  # fmt: skip
 METHOD_ORDER = (
-    "padding-free", "prepacking", "full-batching", "length-ordered", "dataset-prepacking", "continuous-batching",
+    "prepacking", "padding-free", "dataset-prepacking", "full-batching", "length-ordered", "continuous-batching",
     "vllm",
 )  # fmt: skip
+
+
+def place_of(method: str) -> int:
+    """Where a method stands among others: those that were added last."""
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
 
 
 def comparisons(results_dir: Path) -> list[list[Record]]:
@@ -44,16 +49,11 @@ def comparisons(results_dir: Path) -> list[list[Record]]:
     for methods in groups.values():
         _fill_speedups(methods)
         found = [record for _, record in methods.values()]
-        result.append(sorted(found, key=_place))
+        result.append(sorted(found, key=lambda record: (place_of(record.row.method), record.row.packing or "")))
     return sorted(
         result,
         key=lambda group: [str(getattr(group[0].row, name)) for name in ("dataset", "model", *SAME_COMPARISON[1:])],
     )
-
-
-def _place(record: Record) -> tuple[int, str]:
-    row = record.row
-    return (METHOD_ORDER.index(row.method) if row.method in METHOD_ORDER else len(METHOD_ORDER), row.packing or "")
 
 
 def _fill_speedups(methods: dict[str, tuple[Path, Record]]) -> None:

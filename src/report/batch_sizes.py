@@ -1,4 +1,4 @@
-"""Sections of the paper's experiments on the size of batches: speedup, cost, what predicts it, and what fits."""
+"""Sections of the paper's experiments on the size of batches: speedup, cost, and what predicts it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import scipy.stats
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import COLORS, MARKERS, STYLE, clear_axes, whisker
+from src.report.plots import COLORS, MARKERS, clear_axes, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
     DATASETS,
     MODELS,
     PACKED,
-    by_method,
     clean,
     decided,
     differences,
@@ -284,51 +283,3 @@ def _points(packed: Record, records: Sequence[Record]) -> pandas.DataFrame | Non
         "slack": (full["computed_tokens"] - full["useful_tokens"]) / full["prompts"],
         "fill": ours["rows"] / ours["prompts"],
     })  # fmt: skip
-
-
-def largest_batch(records: Sequence[Record]) -> Section:
-    """The largest batch that each method prefills before memory runs out."""
-    section = Section(
-        "largest_batch", "The largest batch before memory runs out",
-        "Found by search: batches double until one fails, then the gap is halved. On a GPU the card's memory is the "
-        "limit, on a CPU one that was set.",
-    )  # fmt: skip
-    rows = [row for row in clean(records, method=(PACKED, BASE)) if row.num_prompts == row.batch_size]
-    columns = ("model", "loadbit", "dataset", "metric", "protocol", "memory_limit_mb")
-    kinds = by_method([row for row in rows if row.status == "oom"], *columns)
-    body, sources, times, sizes = [], [], [], {}
-    for kind, failed in sorted(kinds.items(), key=str):
-        if {PACKED, BASE} - failed.keys():
-            continue
-        largest: dict[str, int] = {}
-        for method in (PACKED, BASE):
-            same = [row for row in rows if row.method == method and all(
-                getattr(row, column) == value for column, value in zip(columns, kind, strict=True))]  # fmt: skip
-            largest[method] = max((row.batch_size for row in same if row.status == "ok"), default=0)
-            fails = min((row.batch_size for row in same if row.status == "oom"), default=0)
-            body.append([method, str(kind[2]), model_name(failed[method]), f"{kind[5]:,}" if kind[5] else "the card's",
-                         str(largest[method]), str(fails)])  # fmt: skip
-            sources.append([row.run_id for row in same])
-        sizes[str(kind[2])] = largest
-        if largest[BASE]:
-            times.append((largest[PACKED] / largest[BASE], failed[PACKED]))
-    section.table = Table(("Method", "Dataset", "Model", "Memory (MB)", "Largest batch", "Fails at"), body, sources)
-    best = max(times, key=lambda item: item[0], default=None)
-    section.claims.append(
-        judged("Prepacking takes batches up to 16 times as large before memory runs out", best and best[1],
-               best and best[0], paper.LARGER_BATCHES)
-    )  # fmt: skip
-    if sizes:
-        figure, panel = plt.subplots(figsize=(6, 0.9 + 0.9 * len(sizes)), layout="constrained")
-        for place, (_, largest) in enumerate(sizes.items()):
-            for offset, method in ((-0.2, PACKED), (0.2, BASE)):
-                panel.barh(place + offset, largest[method], 0.36, edgecolor="black", linewidth=0.6,
-                           label=method if not place else None, **STYLE[method])  # fmt: skip
-                panel.annotate(f" {largest[method]}", (largest[method], place + offset), va="center", fontsize=8)
-        panel.set_yticks(range(len(sizes)), list(sizes))
-        panel.invert_yaxis()
-        panel.set_xlabel("largest batch prefilled (prompts)")
-        panel.legend(frameon=False, fontsize=8)
-        clear_axes(panel)
-        section.figure = figure
-    return section

@@ -11,7 +11,7 @@ from pathlib import Path
 from src.cli import UserError
 from src.measure.machine import slug
 from src.measure.records import Record
-from src.report import aggregate, batch_sizes, beyond, experiments, page, plots, tables
+from src.report import aggregate, batch_sizes, beyond, experiments, memory, page, plots, tables, today
 from src.report.section import Section, Table
 
 MOST_PANELS = 12  # of the plot of comparisons: the newest
@@ -23,8 +23,8 @@ RATIOS = (
 # In the order of the report: the paper's, then what goes beyond it.
 SECTIONS: tuple[Callable[[Sequence[Record]], Section], ...] = (
     experiments.readme_table, experiments.time_by_dataset, batch_sizes.speedup_by_batch_size, experiments.dataset_level,
-    batch_sizes.batch_cost, batch_sizes.speedup_predictors, beyond.memory_and_utilization, batch_sizes.largest_batch,
-    beyond.generation, beyond.today, beyond.traces, beyond.scaling, beyond.faults,
+    batch_sizes.batch_cost, batch_sizes.speedup_predictors, memory.memory_and_utilization, memory.largest_batch,
+    beyond.generation, today.today, today.traces, beyond.scaling, beyond.faults,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from src.prefill.methods import method_of
 from src.report.compare_plot import draw
 from src.report.pairs import Comparison, Pair, Unmatched, group_of
 from src.report.sources import FACTS, Entry, Source
-from src.report.tables import UNITS, label, markdown
+from src.report.tables import UNITS, label, markdown, with_interval
 
 NAMED = ("metric", "protocol", "model", "dataset", "dtype", "loadbit", "quirks", "batch_size", "num_prompts", "method",
          "packing", "forward", "workload_fingerprint")  # fmt: skip
@@ -109,8 +109,9 @@ def _seconds(entry: Entry) -> str:
 def _said(found: stats.Interval | None) -> str:
     if found is None:
         return ""
-    known = f" [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.low) else " (no interval)"
-    return f"{found.value:.2f}x{known}" + (" ‡" if found.few and math.isfinite(found.low) else "")
+    if math.isnan(found.low):
+        return f"{found.value:.2f}x (no interval)"
+    return with_interval(found.value, found.low, found.high, unit="x") + (" ‡" if found.few else "")
 
 
 def _notes(pairs: Sequence[Pair]) -> list[str]:

@@ -13,7 +13,7 @@ from src.measure.records import read_config
 from src.measure.row import Row
 from src.measure.summary import BASELINE
 from src.prefill.methods import method_of
-from src.report.aggregate import METHOD_ORDER, read_seconds
+from src.report.aggregate import place_of, read_seconds
 from src.report.sources import MATCHED, Entry, Source, value_of
 
 # What tells two measurements apart, in the order in which a reader would ask. Some are not matched themselves, but say
@@ -112,9 +112,8 @@ def group_of(row: Row) -> tuple[object, ...]:
 
 
 def _place(entry: Entry) -> tuple[object, ...]:
-    method = entry.row.method
-    place = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-    return (*map(str, group_of(entry.row)), place, *(str(entry.row.packing), str(entry.row.forward)))
+    row = entry.row
+    return (*map(str, group_of(row)), place_of(row.method), str(row.packing), str(row.forward))
 
 
 def _twin(entry: Entry, candidates: Sequence[Entry]) -> Entry | None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.tables import UNITS, label, title
+from src.report.tables import UNITS, label, tells, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
 # Methods that were added are grey.
@@ -59,8 +59,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             continue
         mean, low, high = row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
         axes.barh(place, mean, edgecolor="black", linewidth=0.6, height=0.62, **STYLE[row.method])
-        if low is not None and high is not None:
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=4, linewidth=1.2)
+        whisker(axes, place, mean, low, high, across=True)
         faster = row.speedup_over_full_batching
         text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
         axes.annotate(text, (mean, place), xytext=(6, 9), textcoords="offset points", va="center")
@@ -82,9 +81,7 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
             continue
         panel.barh(place, row.seconds_per_batch_mean, 0.6, edgecolor="black", linewidth=0.6, **STYLE[row.method])
         low, high = row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
-        if low is not None and high is not None:
-            mean = row.seconds_per_batch_mean
-            panel.errorbar(mean, place, xerr=[[max(0, mean - low)], [max(0, high - mean)]], color="black", capsize=3)
+        whisker(panel, place, row.seconds_per_batch_mean, low, high, across=True)
     panel.set_yticks(range(len(rows)), [label(row) for row in rows])
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.set_xlim(
@@ -96,24 +93,33 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
 def grouped_bars(
     panel: Axes, groups: Sequence[Mapping[str, Row]], methods: Sequence[str], column: str
 ) -> Iterator[tuple[float, Row]]:
-    """Vertical bars of a column, three methods a group; failures by name. Gives each bar's place and row."""
+    """Vertical bars of a column, a group of all methods after another; failures by name. Gives each place and row."""
+    step, named = 0.81 / len(methods), set()
     for place, method in enumerate(methods):
         for number, group in enumerate(groups):
-            row, x = group.get(method), number + 0.27 * (place - 1)
-            if row is None or getattr(row, column) is None:
-                panel.annotate(
-                    row.status if row else "", (x, 0), rotation=90, ha="center", va="bottom", color="#B00020"
-                )
+            row, x = group.get(method), number + step * (place - (len(methods) - 1) / 2)
+            if row is None:
                 continue
-            panel.bar(x, getattr(row, column), 0.25, edgecolor="black", linewidth=0.5,
-                      label=method if not number else None, **STYLE[method])  # fmt: skip
+            if row.status != "ok":
+                panel.annotate(row.status, (x, 0), rotation=90, ha="center", va="bottom", color="#B00020", fontsize=8)
+            if getattr(row, column) is None:
+                continue
+            panel.bar(x, getattr(row, column), 0.93 * step, edgecolor="black", linewidth=0.5,
+                      label=None if method in named else method, **STYLE[method])  # fmt: skip
+            named.add(method)
             yield x, row
 
 
-def whisker(panel: Any, x: float, y: float, low: float | None, high: float | None, color: str = "black") -> None:
-    """A 95 % interval about a point, where there is one."""
-    if low is not None and high is not None:
-        panel.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=color, capsize=2.5, linewidth=1)
+def whisker(
+    panel: Any, place: float, value: float, low: float | None, high: float | None, across: bool = False,
+    color: str = "black",
+) -> None:  # fmt: skip
+    """A 95 % interval about a value, upright or across, where there is one that tells anything."""
+    if low is None or high is None or not tells(low, high):
+        return
+    ends = [[max(0, value - low)], [max(0, high - value)]]
+    at, error = ((value, place), {"xerr": ends}) if across else ((place, value), {"yerr": ends})
+    panel.errorbar(*at, **error, color=color, capsize=2.5, linewidth=1)
 
 
 def room(values: Sequence[float | None], ends: Sequence[float | None]) -> float:

@@ -10,6 +10,7 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.report.plots import DATASETS
 from src.report.section import Claim
+from src.report.tables import tells, with_interval
 
 MODELS = {
     "llama2-1.3b": "Llama2-1.3B",
@@ -72,8 +73,8 @@ def judged(
     if row is None or ours is None or published is None:
         return not_run(text, theirs)
     low, high = interval
-    shown = f"{ours:.2f}{unit}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
-    inside = low is not None and high is not None and low <= published <= high
+    shown = with_interval(ours, low, high, unit)
+    inside = low is not None and high is not None and tells(low, high) and low <= published <= high
     holds = inside or abs(ours / published - 1) <= CLOSE
     return decided(text, theirs, shown, holds, differences(row, batch_size))
 

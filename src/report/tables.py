@@ -9,6 +9,7 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.prefill.methods import PHASES, method_of
 
+WIDEST = 20.0  # an interval whose ends differ by more is not shown
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
@@ -78,7 +79,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
-        lines.append("‡ its intervals rest on fewer than 5 batches (offline methods: repeats)")
+        lines.append(
+            "‡ its intervals rest on fewer than 5 batches (offline methods: repeats); those beyond a factor of "
+            f"{WIDEST:.0f} are not shown"
+        )
     if any(row.status == "ok" and method_of(row.method).apart for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     lines += validity(rows)
@@ -163,8 +167,14 @@ def with_interval(value: float | None, low: float | None, high: float | None, un
     """``0.81 [0.63, 1.04]``; nothing where there is no value."""
     if value is None:
         return ""
-    known = low is not None and high is not None and math.isfinite(low)
-    return f"{value:.2f}{unit}" + (f" [{low:.2f}, {high:.2f}]" if known else "")
+    if low is None or high is None or math.isnan(low):
+        return f"{value:.2f}{unit}"
+    return f"{value:.2f}{unit}" + (f" [{low:.2f}, {high:.2f}]" if tells(low, high) else " (no interval)")
+
+
+def tells(low: float, high: float) -> bool:
+    """Whether an interval is worth showing: of two batches it may span thousands, which says only that they are few."""
+    return high <= WIDEST * low
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,131 @@
+"""Sections on what prepacking is worth today: every method beside the baselines, the ideal and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from src.measure.records import Record
+from src.measure.row import Row
+from src.prefill.methods import method_of
+from src.report.aggregate import place_of
+from src.report.plots import clear_axes, grouped_bars, room, whisker
+from src.report.section import Section, Table
+from src.report.select import BASE, clean, model_name, pairs, seconds
+from src.report.tables import label, notes, ratio_cells
+
+Methods = dict[str, Row]
+# A comparison is of one of each; a panel of one of each but the last two.
+COLUMNS = ("dataset", "model", "loadbit", "dtype", "longest_prompt_tokens", "forward", "batch_size", "num_prompts")
+# What a panel shows of each method: its column, its interval's, and what the axis is called.
+RATIOS = (
+    ("speedup_over_full_batching", "speedup_ci_low", "speedup_ci_high", "speedup over full-batching"),
+    ("fraction_of_ideal", "fraction_of_ideal_ci_low", "fraction_of_ideal_ci_high", "fraction of ideal"),
+)
+
+
+def today(records: Sequence[Record]) -> Section:
+    """All methods, engines among them, doing identical work."""
+    section = Section(
+        "today", "What prepacking is worth today",
+        "All methods do identical work (protocol modern, TTFT) over the same prompts, in turns. Of ideal: a dense "
+        "forward of the model's own code over as many useful tokens in prompts of equal length. Of limit: the least "
+        "operations or bytes at this machine's measured rates. An offline method (*) needs all prompts in advance.",
+    )  # fmt: skip
+    rows = [row for row in clean(records, protocol="modern", metric="ttft") if not row.dataset.startswith("azure")]
+    _ratios(section, rows, lambda methods: any(row.fraction_of_ideal is not None for row in methods.values()))
+    return section
+
+
+def traces(records: Sequence[Record]) -> Section:
+    """Prompts of real serving: the Azure traces."""
+    section = Section(
+        "traces", "Prompts of real serving (Azure traces)",
+        "The same on prompt lengths of the Azure LLM inference traces (conversation, code), cut where the row says. "
+        "Long prompts of like length leave less padding to save.",
+    )  # fmt: skip
+    _ratios(section, clean(records, dataset=("azure-conv", "azure-code"), protocol="modern", metric="ttft"), bool)
+    return section
+
+
+def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], bool]) -> None:
+    """A table and a figure of methods as ratios, of the comparisons that are wanted."""
+    kinds = _with_engines(pairs(rows, *COLUMNS))
+    groups = {
+        key: m for key, m in sorted(kinds.items(), key=_by_columns)
+        if wanted(m) and any(r.status == "ok" for r in m.values())
+    }  # fmt: skip
+    body, sources = [], []
+    for methods in groups.values():
+        for name in sorted(methods, key=place_of):
+            row = methods[name]
+            body.append([
+                label(row) + (" *" if method_of(name).needs_dataset else ""), row.dataset,
+                f"{model_name(row)}, {row.dtype}", str(row.batch_size), str(row.longest_prompt_tokens), seconds(row),
+                *ratio_cells(row),
+            ])  # fmt: skip
+            sources.append([row.run_id])
+    section.table = Table(
+        ("Method", "Dataset", "Model, type", "Batch", "Longest (tokens)", "s / batch", "Over full-batching",
+         "Over length-ordered", "Of ideal", "Of limit"), body, sources,
+    )  # fmt: skip
+    section.notes = notes([row for m in groups.values() for row in m.values()])[1:] if groups else []
+    if not groups:
+        section.notes = ["not run: nothing was recorded for it"]
+        return
+    panels: dict[tuple[object, ...], dict[int, Methods]] = {}
+    for (*key, size, _), methods in groups.items():  # of two of one batch size, the one of more prompts is drawn
+        if BASE in methods:
+            panels.setdefault(tuple(key), {})[size] = methods
+    if panels:
+        section.figure = _figure([*panels.values()])
+
+
+def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
+    """A line of two panels for each workload: its methods' ratios as the batch grows."""
+    figure, axes = plt.subplots(
+        len(panels), 2, figsize=(13, 0.5 + 2.7 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for line, by_size in zip(axes, panels, strict=True):
+        rows = [row for methods in by_size.values() for row in methods.values()]
+        names = sorted({row.method for row in rows}, key=place_of)
+        for panel, (column, low, high, name) in zip(line, RATIOS, strict=True):
+            for x, row in grouped_bars(panel, [*by_size.values()], names, column):
+                whisker(panel, x, getattr(row, column), getattr(row, low), getattr(row, high))
+            panel.axhline(1, color="black", linewidth=0.8)
+            panel.set_xticks(range(len(by_size)), list(map(str, by_size)))
+            beside = max(0.6, 1.5 / len(by_size))  # few bars are not drawn broader than many
+            panel.set_xlim(-beside, len(by_size) - 1 + beside)
+            panel.set_ylim(0, room([getattr(row, column) for row in rows], [getattr(row, high) for row in rows]) / 1.2)
+            panel.set_xlabel("batch size (prompts)")
+            panel.set_ylabel(name)
+            clear_axes(panel)
+        row = next(iter(by_size.values()))[BASE]
+        forward = "" if row.forward in {None, "fused"} else f", forward of {row.forward}"
+        line[0].set_title(f"{row.dataset} (prompts of up to {row.longest_prompt_tokens:,} tokens)", fontsize=9)
+        line[1].set_title(f"{model_name(row)}, {row.dtype}{forward}", fontsize=9)
+    shown = {
+        name: handle for panel in axes.flat for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    names = sorted(shown, key=place_of)
+    figure.legend([shown[name] for name in names], names, loc="outside upper center", ncols=len(names), frameon=False,
+                  fontsize=8)  # fmt: skip
+    return figure
+
+
+def _by_columns(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
+    """Sorts by each column in turn, numbers as numbers; what has none comes last."""
+    return tuple((value is None, value) for value in item[0])
+
+
+def _with_engines(kinds: dict[tuple[Any, ...], Methods]) -> dict[tuple[Any, ...], Methods]:
+    """Serving engines have no forward of ours: they stand beside the methods whatever theirs is."""
+    place = COLUMNS.index("forward")
+
+    def without(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*key[:place], *key[place + 1 :])
+
+    engines = {without(key): methods for key, methods in kinds.items() if key[place] is None}
+    return {key: m | engines.get(without(key), {}) for key, m in kinds.items() if key[place] is not None}
