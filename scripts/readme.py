@@ -54,9 +54,10 @@ def measured(kind: str, sizes: str | None, folder: str) -> str:
         kept = [number for number, row in enumerate(body) if row[place] in sizes.split(", ")]
         body, sources = [body[number] for number in kept], [sources[number] for number in kept]
     shown = {run_id for each in sources for run_id in each}
-    group = next(group for group in groups if shown & {record.row.run_id for record in group})
     table = tables.markdown(section.table.header, body)
-    return "\n".join([ran, "", table, "", *section.notes, "", tables.provenance(group)])
+    measured_by = [record for group in groups for record in group if record.row.run_id in shown]
+    said = tables.notes([record.row for record in measured_by])[1:] if sizes else section.notes
+    return "\n".join([ran, "", table, "", *said, "", tables.provenance(measured_by)])
 
 
 def machines(folder: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from src.measure.records import Record
 from src.measure.row import Row
@@ -135,24 +135,39 @@ def ratio_cells(row: Row) -> list[str]:
     return [speedup(row), with_interval(*ordered, unit="x"), with_interval(*ideal), limit]
 
 
-def provenance(group: Sequence[Record]) -> str:
-    """One paragraph that says what was measured, with what, and how it was checked."""
-    row, made = group[0].row, group[0].manifest
-    packages = made["packages"]
-    commit = (made["git_commit"] or "unknown")[:12] + (" with uncommitted changes" if made["git_dirty"] else "")
-    differences = [record.row.verified_max_rel_diff for record in group]
-    checked = max((difference for difference in differences if difference is not None), default=None)
+def provenance(records: Sequence[Record]) -> str:
+    """One paragraph that says what was measured, with what, and how it was checked, of one comparison or several."""
+    rows = [record.row for record in records]
+    packages = [record.manifest["packages"] for record in records]
+    commits = [
+        (record.manifest["git_commit"] or "unknown")[:12]
+        + (" with uncommitted changes" if record.manifest["git_dirty"] else "")
+        for record in records
+    ]
     text = (
-        f"{row.repeats} repeats over {row.num_batches} batches, seed {row.seed}; prompts: {row.dataset_detail}; model: "
-        f"{row.model_detail}; torch {packages['torch']}, transformers {packages['transformers']}; commit {commit}; "
-        f"workload {row.workload_fingerprint}."
+        f"{_span(row.repeats for row in rows)} repeats over {_span(row.num_batches for row in rows)} batches, seed "
+        f"{_each(row.seed for row in rows)}; prompts: {_each(row.dataset_detail for row in rows)}; model: "
+        f"{_each(row.model_detail for row in rows)}; torch {_each(package['torch'] for package in packages)}, "
+        f"transformers {_each(package['transformers'] for package in packages)}; commit {_each(commits)}; workload "
+        f"{_each(row.workload_fingerprint for row in rows)}."
     )
-    if checked is not None:
+    checked = [row.verified_max_rel_diff for row in rows if row.verified_max_rel_diff is not None]
+    if checked:
+        prompts = _span(row.verified_prompts for row in rows if row.verified_prompts)
         text += (
-            f" Checked before timing: {row.verified_prompts} prompts of each method against the prompt run alone; "
-            f"the KV of a layer differs by {checked:.1e} of its norm at most."
+            f" Checked before timing: {prompts} prompts of each method against the prompt run alone; the KV of a layer "
+            f"differs by {max(checked):.1e} of its norm at most."
         )
     return text
+
+
+def _each(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def speedup(row: Row) -> str:

@@ -17,8 +17,8 @@ from src.report.select import BASE, clean, model_name, pairs, seconds
 from src.report.tables import label, notes, ratio_cells
 
 Methods = dict[str, Row]
-# A comparison is of one of each; a panel of one of each but the last two.
-COLUMNS = ("dataset", "model", "loadbit", "dtype", "longest_prompt_tokens", "forward", "batch_size", "num_prompts")
+# A comparison is of one of each; a panel is, less the last three (less two of traces, which are cut to a length).
+COLUMNS = ("dataset", "model", "loadbit", "dtype", "forward", "longest_prompt_tokens", "batch_size", "num_prompts")
 # What a panel shows of each method: its column, its interval's, and what the axis is called.
 RATIOS = (
     ("speedup_over_full_batching", "speedup_ci_low", "speedup_ci_high", "speedup over full-batching"),
@@ -76,11 +76,11 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
         section.notes = ["not run: nothing was recorded for it"]
         return
     panels: dict[tuple[object, ...], dict[int, Methods]] = {}
-    for (*key, size, _), methods in groups.items():  # of two of one batch size, the one of more prompts is drawn
+    for (*key, longest, size, _), methods in groups.items():  # of two of one batch size, the one of more prompts
         if BASE in methods:
-            panels.setdefault(tuple(key), {})[size] = methods
+            panels.setdefault((*key, longest if section.name == "traces" else None), {})[size] = methods
     if panels:
-        section.figure = _figure([*panels.values()])
+        section.figure = _figure([dict(sorted(by_size.items())) for by_size in panels.values()])
 
 
 def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
@@ -104,7 +104,8 @@ def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
             clear_axes(panel)
         row = next(iter(by_size.values()))[BASE]
         forward = "" if row.forward in {None, "fused"} else f", forward of {row.forward}"
-        line[0].set_title(f"{row.dataset} (prompts of up to {row.longest_prompt_tokens:,} tokens)", fontsize=9)
+        longest = max(row.longest_prompt_tokens or 0 for row in rows)
+        line[0].set_title(f"{row.dataset} (prompts of up to {longest:,} tokens)", fontsize=9)
         line[1].set_title(f"{model_name(row)}, {row.dtype}{forward}", fontsize=9)
     shown = {
         name: handle for panel in axes.flat for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)

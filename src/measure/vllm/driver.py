@@ -29,7 +29,7 @@ WORKER = places.PACKAGE / "measure" / "vllm" / "worker.py"
 PAGE_TOKENS = 128  # tokens in a page of its cache: its default on CPU; on a GPU 16 to 64
 FREE_SHARE = 0.9  # of the GPU's free memory it may ask for
 CLOSE_S = 20.0
-STOPPED_S = 7 * 24 * 3600  # that it may be stopped between two batches
+LOG_BYTES = 200_000  # of the end of what it wrote, to look for its first error in
 
 
 class Missing(Exception):
@@ -183,12 +183,14 @@ class Vllm:
         self._lines.put(None)
 
     def _failed(self, problem: str) -> Exception:
-        """The exception for ``problem``, with what vLLM wrote last; its processes are ended."""
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 20_000))
+        """The exception for ``problem``, with vLLM's first error and what it wrote last; its processes are ended."""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - LOG_BYTES))
         written = self._log.read().decode(errors="replace")
         self.close()
-        last = " | ".join(line.strip() for line in written.splitlines() if line.strip())[-600:]
-        message = f"vLLM: {problem}; it wrote last: {last or 'nothing'}"
+        lines = [line.strip() for line in written.splitlines() if line.strip()]
+        # Where a process of its own dies, the others' tracebacks come after the reason, and say nothing of it.
+        first = next((f"its first error: {line[:300]}; " for line in lines if "ERROR" in line), "")
+        message = f"vLLM: {problem}; {first}it wrote last: {' | '.join(lines)[-600:] or 'nothing'}"
         out = ("OutOfMemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
         return MemoryError(message) if any(sign in problem + written for sign in out) else WorkerError(message)
 
@@ -227,9 +229,6 @@ def _options(
 def _environment(device: torch.device, threads: int) -> dict[str, str]:
     """No network, no usage statistics, and on a CPU the same number of cores as this process computes with."""
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    # Its clock goes on while it is stopped, and what it waits for within then counts as late: other methods may take
-    # longer than the five minutes that it allows.
-    environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(STOPPED_S)
     if device.type == "cpu":
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(threads))
         environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, allowed[:threads]))
