@@ -27,7 +27,7 @@ from src.report.select import (
     judged,
     model_name,
     not_run,
-    one_protocol,
+    one_kind,
     order,
     pairs,
     published_as,
@@ -45,7 +45,7 @@ def speedup_by_batch_size(records: Sequence[Record]) -> Section:
         "full-batching computes over those of prepacking, the rate at which each token is computed, and the share of "
         "the time that is the model's forward (the rest is packing, transfer and unpacking).",
     )  # fmt: skip
-    rows = one_protocol(clean(records, dataset=DATASETS, method=(PACKED, BASE), metric="prefill"))
+    rows = one_kind(clean(records, dataset=DATASETS, method=(PACKED, BASE), metric="prefill"))
     groups = {key: m for key, m in pairs(rows, "model", "loadbit", "dataset", "batch_size").items()
               if {PACKED, BASE} <= m.keys()}  # fmt: skip
     # The datasets of a curve were measured on as many prompts at each size.
@@ -162,7 +162,7 @@ def batch_cost(records: Sequence[Record]) -> Section:
         "A plain prefill of k prompts of m tokens each. While the device is not busy, more prompts cost hardly more; "
         "once it is, time grows with the tokens.",
     )  # fmt: skip
-    rows = [row for row in one_protocol(clean(records, dataset="equal", method=BASE)) if row.longest_prompt_tokens]
+    rows = [row for row in one_kind(clean(records, dataset="equal", method=BASE)) if row.longest_prompt_tokens]
     rows.sort(key=lambda row: (row.model, row.longest_prompt_tokens or 0, row.batch_size))
     alone = {(row.model, row.longest_prompt_tokens): row.seconds_per_batch_mean for row in rows if row.batch_size == 1}
     body, sources = [], []

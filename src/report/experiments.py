@@ -27,7 +27,7 @@ from src.report.select import (
     judged,
     model_name,
     not_run,
-    one_protocol,
+    one_kind,
     order,
     pairs,
     published_as,
@@ -99,7 +99,7 @@ def time_by_dataset(records: Sequence[Record]) -> Section:
         "Llama2-1.3B.",
     )  # fmt: skip
     rows = clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16)
-    rows = one_protocol([row for row in rows if row.num_prompts > row.batch_size])
+    rows = one_kind([row for row in rows if row.num_prompts > row.batch_size])
     groups = pairs(rows, "metric", "model", "loadbit", "dataset")
     groups = {key: found for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], order(item[0][3])))}  # type: ignore[arg-type]
     body, sources = [], []
@@ -170,7 +170,7 @@ def dataset_level(records: Sequence[Record]) -> Section:
         "prompts in advance.",
     )  # fmt: skip
     names = (PACKED, WHOLE, BASE, ORDERED)
-    rows = one_protocol(clean(records, dataset=DATASETS, metric="prefill"))
+    rows = one_kind(clean(records, dataset=DATASETS, metric="prefill"))
     groups = {
         key: m
         for key, m in pairs(rows, "model", "loadbit", "dataset", "batch_size", "num_prompts").items()

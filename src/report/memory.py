@@ -22,7 +22,7 @@ from src.report.select import (
     clean,
     judged,
     model_name,
-    one_protocol,
+    one_kind,
     order,
     pairs,
 )
@@ -36,7 +36,7 @@ def memory_and_utilization(records: Sequence[Record]) -> Section:
         "Peak memory of each method beside what it must hold (weights, keys and values of the prompts' own tokens, "
         "logits), and how busy the device was. On a CPU: resident memory of the process, utilization of its cores.",
     )  # fmt: skip
-    rows = one_protocol(clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16))
+    rows = one_kind(clean(records, dataset=DATASETS, method=(PACKED, BASE, ORDERED), batch_size=16))
     # All three methods were measured on one metric; of both, prefill, as in the authors' table.
     whole = {row.metric for row in rows if row.method == ORDERED}
     rows = [row for row in rows if row.metric == ("ttft" if whole == {"ttft"} else "prefill")]

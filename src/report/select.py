@@ -31,13 +31,13 @@ def clean(records: Iterable[Record], **where: object) -> list[Row]:
     return rows
 
 
-def one_protocol(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the protocol that covers most; of two that cover as much, the paper's."""
-    covered = Counter(row.protocol for row in rows)
+def one_kind(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the protocol and type (dtype) that cover most; of two that cover as much, the paper's protocol."""
+    covered = Counter((row.protocol, row.dtype) for row in rows)
     if not covered:
         return []
-    best = max(covered, key=lambda protocol: (covered[protocol], protocol == "paper"))
-    return [row for row in rows if row.protocol == best]
+    best = max(covered, key=lambda kind: (covered[kind], kind[0] == "paper"))
+    return [row for row in rows if (row.protocol, row.dtype) == best]
 
 
 def by_method(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
