@@ -34,6 +34,11 @@ def label(row: Row) -> str:
     return row.method if row.packing in {None, "ffd"} else f"{row.method} ({row.packing})"
 
 
+def starred(row: Row) -> str:
+    """Its label, with a star where it needs the whole dataset in advance."""
+    return label(row) + (" *" if method_of(row.method).needs_dataset else "")
+
+
 def comparison_table(rows: Sequence[Row]) -> str:
     """A Markdown table of one comparison, readable as plain text: the authors' columns and the speedup.
 
@@ -54,7 +59,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
         weak = "" if row.utilization_valid else " †"
         body.append(
             [
-                label(row) + (" *" if method_of(row.method).needs_dataset else ""),
+                starred(row),
                 number(row.seconds_per_batch_mean, 3) + few,
                 number(row.max_utilization_pct, 1) + weak,
                 number(row.peak_memory_mb, 0),
@@ -118,7 +123,7 @@ def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
         if row.protocol != "modern" or row.quirks:
             continue
         what = [f"{row.model}, {row.dtype}, {row.dataset}", str(row.batch_size)]
-        name = label(row) + (" *" if method_of(row.method).needs_dataset else "")
+        name = starred(row)
         if row.status != "ok":
             body.append([*what, name, row.status, *[""] * 4])
             continue

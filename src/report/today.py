@@ -9,16 +9,15 @@ import matplotlib.pyplot as plt
 
 from src.measure.records import Record
 from src.measure.row import Row
-from src.prefill.methods import method_of
 from src.report.aggregate import place_of
 from src.report.plots import clear_axes, grouped_bars, room, whisker
 from src.report.section import Section, Table
 from src.report.select import BASE, clean, model_name, pairs, seconds
-from src.report.tables import label, notes, ratio_cells
+from src.report.tables import notes, ratio_cells, starred
 
 Methods = dict[str, Row]
-# A comparison is of one of each; a panel is, less the last three (less two of traces, which are cut to a length).
-COLUMNS = ("dataset", "model", "loadbit", "dtype", "forward", "longest_prompt_tokens", "batch_size", "num_prompts")
+# What a comparison is of.
+COLUMNS = ("dataset", "model", "loadbit", "dtype", "longest_prompt_tokens", "batch_size", "num_prompts", "forward")
 # What a panel shows of each method: its column, its interval's, and what the axis is called.
 RATIOS = (
     ("speedup_over_full_batching", "speedup_ci_low", "speedup_ci_high", "speedup over full-batching"),
@@ -46,12 +45,17 @@ def traces(records: Sequence[Record]) -> Section:
         "The same on prompt lengths of the Azure LLM inference traces (conversation, code), cut where the row says. "
         "Long prompts of like length leave less padding to save.",
     )  # fmt: skip
-    _ratios(section, clean(records, dataset=("azure-conv", "azure-code"), protocol="modern", metric="ttft"), bool)
+    rows = clean(records, dataset=("azure-conv", "azure-code"), protocol="modern", metric="ttft")
+    _ratios(section, rows, bool, cut=True)
     return section
 
 
-def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], bool]) -> None:
-    """A table and a figure of methods as ratios, of the comparisons that are wanted."""
+def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], bool], cut: bool = False) -> None:
+    """A table and a figure of methods as ratios, of the comparisons that are wanted.
+
+    Args:
+        cut: prompts are cut to a length, which sets workloads apart; else the longest is what a sample happens to hold.
+    """
     kinds = _with_engines(pairs(rows, *COLUMNS))
     groups = {
         key: m for key, m in sorted(kinds.items(), key=_by_columns)
@@ -62,7 +66,7 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
         for name in sorted(methods, key=place_of):
             row = methods[name]
             body.append([
-                label(row) + (" *" if method_of(name).needs_dataset else ""), row.dataset,
+                starred(row), row.dataset,
                 f"{model_name(row)}, {row.dtype}", str(row.batch_size), str(row.longest_prompt_tokens), seconds(row),
                 *ratio_cells(row),
             ])  # fmt: skip
@@ -76,9 +80,9 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
         section.notes = ["not run: nothing was recorded for it"]
         return
     panels: dict[tuple[object, ...], dict[int, Methods]] = {}
-    for (*key, longest, size, _), methods in groups.items():  # of two of one batch size, the one of more prompts
+    for (*key, longest, size, _, forward), methods in groups.items():  # of two of one batch size, that of more prompts
         if BASE in methods:
-            panels.setdefault((*key, longest if section.name == "traces" else None), {})[size] = methods
+            panels.setdefault((*key, forward, longest if cut else None), {})[size] = methods
     if panels:
         section.figure = _figure([dict(sorted(by_size.items())) for by_size in panels.values()])
 
@@ -123,10 +127,5 @@ def _by_columns(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any],
 
 def _with_engines(kinds: dict[tuple[Any, ...], Methods]) -> dict[tuple[Any, ...], Methods]:
     """Serving engines have no forward of ours: they stand beside the methods whatever theirs is."""
-    place = COLUMNS.index("forward")
-
-    def without(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (*key[:place], *key[place + 1 :])
-
-    engines = {without(key): methods for key, methods in kinds.items() if key[place] is None}
-    return {key: m | engines.get(without(key), {}) for key, m in kinds.items() if key[place] is not None}
+    engines = {key[:-1]: methods for key, methods in kinds.items() if key[-1] is None}
+    return {key: methods | engines.get(key[:-1], {}) for key, methods in kinds.items() if key[-1] is not None}
