@@ -132,13 +132,14 @@ def main() -> None:
     from src.config import compose
 
     config, _ = compose([*overrides, "methods=[full-batching]", "batch_size=1", "protocol=modern", "metric=ttft"])
-    from src.measure import advice, calibrate  # after bad settings: torch takes seconds to import
+    from src.measure import advice, calibrate, gpus  # after bad settings: torch takes seconds to import
     from src.measure.cost import fit
     from src.measure.estimate import Shape
-    from src.measure.machine import device_name
+    from src.measure.machine import device_name, pick_device
     from src.measure.plan import prepare
     from src.prefill.models import load_model
 
+    gpus.open_here(pick_device(config.device))
     plan = prepare(config)
     lengths, c, shape = plan.prompts.lengths, plan.config, Shape.of(plan.source.config)
     usable = len(lengths)

@@ -21,12 +21,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from src import places
 from src.cli import SHOW_TRACEBACK, warn
 from src.config import Config, as_dict, register_schemas
 from src.measure import records
 from src.measure.records import Record
 from src.measure.row import Row
-from src.places import PACKAGE
 from src.worker import measure
 
 register_schemas()  # on import, for the job of a launcher, which unpickles what names this file and composes next
@@ -35,10 +35,14 @@ OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and 
 # that a failure of what was measured, may then come a moment after the child's death.
 ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
 STOP_SECONDS = 3.0
+BROKEN_OFF = 75  # the exit code of a configuration that was ended because the time for all of them was over
 
 
-def run_apart(config: Config) -> int:
+def run_apart(config: Config, at_most_s: float | None = None) -> int:
     """Measure one configuration in a process of its own and return its exit code; one that died has rows that say so.
+
+    Args:
+        at_most_s: seconds after which it is broken off, which is no failure of it: ``BROKEN_OFF``, and no row.
 
     Raises:
         KeyboardInterrupt: the user stopped it; the process is gone too.
@@ -47,18 +51,19 @@ def run_apart(config: Config) -> int:
         return measure(config)
     with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
         pending = Path(folder) / "pending.json"
-        oom_kills, timed_out = _kernel_oom_kills(), threading.Event()
+        oom_kills, over = _kernel_oom_kills(), set[str]()
         template = Template.running()
 
-        def end() -> None:
-            timed_out.set()
+        def end(why: str) -> None:
+            over.add(why)
             template.kill()
 
-        timer = threading.Timer(config.timeout_s, end) if config.timeout_s else None
+        limits = {"timeout": config.timeout_s, "broken off": at_most_s}
+        timers = [threading.Timer(limit, end, [why]) for why, limit in limits.items() if limit]
         try:
             with _terminate_as_interrupt():
                 template.start(config, pending)
-                if timer:
+                for timer in timers:
                     timer.start()
                 code = template.wait()
                 if code in ENDED_FROM_OUTSIDE:
@@ -67,11 +72,13 @@ def run_apart(config: Config) -> int:
             template.stop()
             raise
         finally:
-            if timer:
+            for timer in timers:
                 timer.cancel()
         if code in OWN_EXITS:
             return code
-        if timed_out.is_set():
+        if "broken off" in over:
+            return BROKEN_OFF
+        if over:
             status, reason = "timeout", f"not finished after timeout_s={config.timeout_s:g}"
         elif code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
             status, reason = "oom", "the kernel killed the process because memory ran out"
@@ -105,7 +112,6 @@ class Template:
 
     def __init__(self, belongs_to: object) -> None:
         self._belongs_to = belongs_to
-        path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -113,7 +119,7 @@ class Template:
                 [sys.executable, "-P", "-m", "src.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path, "HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
+                env=places.environment() | {"HYDRA_FULL_ERROR": str(int(SHOW_TRACEBACK))},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends this one
             )
         self._pipe = ours.makefile("rw", encoding="utf-8")

@@ -117,6 +117,7 @@ class Config:
     timeout_s: float | None = None
     memory_limit_mb: int | None = None
     scale: str = "auto"
+    priority: dict[str, int] = field(default_factory=dict)
 
     @property
     def compared_methods(self) -> tuple[str, ...]:
@@ -319,7 +320,8 @@ def config_hash(config: Config) -> str:
     """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
     content = as_dict(config)
     # What changes no sample; the method is named by the record itself.
-    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor", "scale"):
+    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor", "scale",
+                "priority"):  # fmt: skip
         content.pop(key)
     content["methods"] = list(config.compared_methods)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

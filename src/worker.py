@@ -26,7 +26,15 @@ from src.measure.records import Record
 
 EXIT_CRASHED = 70
 PR_SET_PDEATHSIG = 1
-PRELOADED = ("src.measure.runner", "src.measure.summary", "src.report.tables", "src.hub", "pandas", "yaml")
+PRELOADED = (
+    "src.forecast",
+    "src.measure.runner",
+    "src.measure.summary",
+    "src.report.tables",
+    "src.hub",
+    "pandas",
+    "yaml",
+)
 
 
 def measure(config: Config, pending: Path | None = None) -> int:
@@ -35,14 +43,17 @@ def measure(config: Config, pending: Path | None = None) -> int:
     Args:
         pending: where to leave the rows that stand if this process never comes back.
     """
+    from src.forecast import Forecast
     from src.hub import GatedError
-    from src.measure.estimate import in_words  # after --help and bad settings: torch takes seconds to import
-    from src.measure.machine import manifest
+    from src.measure import gpus  # after --help and bad settings: torch takes seconds to import
+    from src.measure.duration import in_words
+    from src.measure.machine import manifest, pick_device
     from src.measure.plan import prepare, results_dir_of
     from src.measure.runner import run
     from src.measure.summary import failed_before_planning, to_records
     from src.report.tables import comparison_table, title
 
+    gpus.open_here(pick_device(config.device))
     try:
         plan = prepare(config)
     except GatedError as error:
@@ -52,7 +63,8 @@ def measure(config: Config, pending: Path | None = None) -> int:
     if pending:
         write_pending(pending, plan.results_dir, to_records(plan, manifest(plan.device), as_dict(plan.config)))
     if config.rerun or plan.recorded() is None:
-        print(f"measuring {', '.join(config.compared_methods)}: about {in_words(plan.seconds())}", flush=True)
+        time = in_words(Forecast(plan.results_dir).seconds(plan))
+        print(f"measuring {', '.join(config.compared_methods)}: about {time}", flush=True)
     rows = [record.row for record in run(plan)]
     print(f"\n{title(rows[0])}\n\n{comparison_table(rows)}\n\nrecords: {plan.results_dir}", flush=True)
     return int(any(row.status not in {"ok", "skipped"} for row in rows))

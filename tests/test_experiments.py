@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from src import largest_batch, paper
-from src.config import CONFIG_DIR, Config, compose
+from src.config import CONFIG_DIR, compose
 from src.measure.plan import prepare
 from src.measure.records import Record
 from src.measure.row import Row
@@ -22,7 +22,7 @@ from src.report.build import SECTIONS, build
 from src.report.section import VERDICTS, Section
 from src.report.select import CLOSE, judged, one_kind
 from src.report.tables import WIDEST
-from src.reproduce import EXPERIMENTS, SEARCHED, sweep
+from src.reproduce import SEARCHED, experiments, sweep
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
@@ -75,8 +75,9 @@ def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
 
 
 def test_make_reproduce_knows_every_experiment_but_those_with_a_command_of_their_own() -> None:
-    assert set(NAMES) - set(EXPERIMENTS) == {"bench", "scaling"}
-    assert SEARCHED in EXPERIMENTS
+    assert set(NAMES) - set(experiments()) == {"bench", "scaling"}
+    assert SEARCHED in experiments()
+    assert experiments()[:3] == ("readme_table", "today", "traces")  # what tells most comes first
 
 
 @pytest.mark.parametrize("name", [make.__name__ for make in SECTIONS if make.__name__ != "largest_batch"])
@@ -171,17 +172,11 @@ def test_the_protocol_and_type_that_cover_most_are_shown() -> None:
 def test_the_search_ends_at_the_largest_batch_within_an_eighth(capacity: int, start: int, prompts: int) -> None:
     tried: list[int] = []
 
-    def status(config: Config, _: Path) -> str:
-        tried.append(config.batch_size)
-        return "too few prompts" if config.batch_size > prompts else "ok" if config.batch_size <= capacity else "oom"
+    def status(size: int) -> str:
+        tried.append(size)
+        return "too few prompts" if size > prompts else "ok" if size <= capacity else "oom"
 
-    def made(overrides: list[str]) -> tuple[Config, dict[str, str]]:
-        return Config(batch_size=int(overrides[-1].split("=")[1])), {}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(largest_batch, "_status", status)
-        patch.setattr(largest_batch, "compose", made)
-        found = largest_batch._search("prepacking", start, [], Path())
+    found, _ = largest_batch.walk(start, status)
     assert found <= capacity
     assert len(tried) == len(set(tried)) <= 32
     failed = [size for size in tried if capacity < size <= prompts]

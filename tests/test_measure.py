@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from src.cli import UserError
 from src.config import compose
 from src.measure import machine
-from src.measure.estimate import Shape, in_words, matmul_rate
+from src.measure.duration import in_words
+from src.measure.estimate import Shape, matmul_rate
 from src.measure.memory import PeakMemory
 from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
 from src.measure.overhead import sampler_overhead
@@ -258,4 +259,4 @@ def test_operations_are_those_of_the_model() -> None:
 
 def test_rates_and_durations_in_words() -> None:
     assert matmul_rate(CPU, torch.float32) > 1e8
-    assert (in_words(12.4), in_words(300)) == ("12 s", "5 min")
+    assert (in_words(12.4), in_words(300), in_words(40_000)) == ("12 s", "5 min", "11 h")

@@ -135,4 +135,4 @@ def test_shapes_that_four_bits_cannot_hold_are_refused_before_loading() -> None:
     with pytest.raises(
         UserError, match=r"loadbit: 4-bit weights need .* multiples of 64; this model's hidden_size is 288"
     ):
-        check_quantizable(find_model(config.model), "4")
+        check_quantizable(find_model(config.model), "4", torch.device("cpu"))

@@ -40,14 +40,17 @@ show = lambda value: print(json.dumps(value))
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a freshly compiled libnvidia-ml.so.1."""
-    folder = tmp_path_factory.mktemp("nvml")
+def built_stub(folder: Path) -> Path:
+    """The folder, with a freshly compiled libnvidia-ml.so.1 in it."""
     assert COMPILER
     built = ["-shared", "-fPIC", "-Wall", "-o", str(folder / "libnvidia-ml.so.1"), str(ROOT / "tests" / "nvml_stub.c")]
     subprocess.run([COMPILER, *built], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_stub(tmp_path_factory.mktemp("nvml"))
 
 
 def tried(library: Path, script: str, timeout: float = 60, **told: str) -> Any:

@@ -7,11 +7,9 @@ fast one. Where the model's positions or the memory end the growth first, it is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +20,10 @@ import torch
 from transformers import PreTrainedModel
 
 from src.cli import UserError, warn
-from src.measure import machine
+from src.measure import machine, records
 from src.measure.cost import Sample, layout_of, memory_bytes, work_of
 from src.measure.estimate import Shape
 from src.measure.plan import Plan
-from src.measure.records import DRAFT
 from src.measure.timer import PhaseTimer
 from src.prefill.attention import pick_kernel
 from src.prefill.methods import METHODS, Engine, Method, TokenIds, make_engine
@@ -271,17 +268,9 @@ def save(results_dir: Path, key: dict[str, Any], budget_s: float, measured: list
     Raises:
         UserError: it cannot be written.
     """
-    path, draft = path_of(results_dir, key), results_dir / f"{DRAFT}{uuid.uuid4().hex}"
+    path = path_of(results_dir, key)
     try:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump({"key": key, "budget_s": budget_s, "measured": measured}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        records.write_json(path, {"key": key, "budget_s": budget_s, "measured": measured})
     except OSError as error:
         raise UserError("results_dir", f"cannot write '{path}' ({error.strerror})", "name a writable folder") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
     return path

@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
 SMALLEST_PRODUCT = 128
 LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}
 USUAL_PRODUCT_SECONDS = 0.02
@@ -118,8 +117,3 @@ def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
         if taken_s > USUAL_PRODUCT_SECONDS or size == LARGEST_PRODUCT[device.type]:
             return 2.0 * size**3 / taken_s
         size *= 2
-
-
-def in_words(seconds: float) -> str:
-    """``40 s`` or ``7 min``."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -20,6 +20,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from src.cli import UserError
+from src.measure import gpus
 from src.measure.nvml import NoCounters
 from src.measure.sampler import counters_for
 from src.places import CHECKOUT, PACKAGE
@@ -38,17 +39,18 @@ def pick_device(asked: str) -> torch.device:
     Raises:
         UserError: a device that this machine or this build of torch does not have.
     """
+    count = torch.cuda.device_count()  # asks the driver's library: to be told a number opens no GPU
     if asked == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if count else "cpu")
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", asked)
     if not found:
         raise UserError("device", f"unknown '{asked}'", "choose one of auto, cpu, cuda, cuda:1")
     if asked == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not count:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
         raise UserError("device", f"'{asked}' asked, but {why}", "use device=cpu or device=auto")
-    index, count = int(found[1] or 0), torch.cuda.device_count()
+    index = int(found[1] or 0)
     if index >= count:
         raise UserError("device", f"'{asked}' asked, but there are {count} GPUs", f"use cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", index)
@@ -80,7 +82,7 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
 def device_name(*devices: torch.device) -> str:
     """The GPU's name, with their number before it where a model is split; or the CPU's, with the cores it may use."""
     if devices[0].type == "cuda":
-        name = torch.cuda.get_device_name(devices[0])
+        name = gpus.gpus()[devices[0].index or 0].name
         return name if len(devices) == 1 else f"{len(devices)} x {name}"
     return f"{_cpu_model()}, {cores()} cores"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from src import hub
 from src.cli import UserError, warn
 from src.config import Config, config_hash
-from src.measure import estimate, machine, quirks, records
+from src.measure import machine, quirks, records
 from src.measure.limit import Rates
 from src.measure.memory import Peak
 from src.measure.records import Record
@@ -149,16 +149,6 @@ class Plan:
         """Positions at which this protocol computes logits."""
         return rows * width if self.config.protocol == "paper" else len(batch)
 
-    def seconds(self) -> float:
-        """Estimated time of verification, warm-up and timed passes."""
-        shape, c = estimate.Shape.of(self.source.config), self.config
-        work = 0.0
-        for outcome in self.timed:
-            batches = list(zip(outcome.batches, outcome.shapes, strict=True))
-            costs = [shape.operations(*size, self.logit_positions(*size, batch)) for batch, size in batches]
-            work += (c.warmup + c.repeats) * sum(costs) + sum(sorted(costs)[-c.verify_batches :])
-        return work / (estimate.REACHED * estimate.usual_rate(self.device, self.dtype))
-
     def recorded(self) -> list[Record] | None:
         """The records of this very comparison, if all of them exist and none ended in an error."""
         found = []
@@ -188,7 +178,7 @@ def prepare(config: Config) -> Plan:
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = results_dir_of(config)
     source = find_model(config.model)
-    check_quantizable(source, config.loadbit)
+    check_quantizable(source, config.loadbit, device)
 
     def make_tokenizer() -> Tokenizer:
         if source.path is None:

@@ -157,6 +157,25 @@ def _write(record: Record, results_dir: Path) -> Path:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a file beside the records; it appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(_draft_name())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
 def read(folder: Path) -> Record:
     """Read one record, of this or an older schema; the samples stay on disk until asked for.
 

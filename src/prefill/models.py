@@ -190,8 +190,11 @@ def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def check_quantizable(source: ModelSource, loadbit: str) -> None:
+def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -> None:
     """Find out before weights are loaded whether bitsandbytes can serve this model here.
+
+    Importing it opens the GPU, so whether it loads is found out on a GPU by the process that measures, not by one that
+    plans.
 
     Raises:
         UserError: it cannot.
@@ -200,10 +203,11 @@ def check_quantizable(source: ModelSource, loadbit: str) -> None:
         return
     # It would log a line per layer and batch for inputs in other types than float16, within the timed span.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes  # noqa: F401
-    except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
-        raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
+    if device.type != "cuda" or torch.cuda.is_initialized():
+        try:
+            import bitsandbytes  # noqa: F401
+        except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
+            raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
     sizes = {"hidden_size": source.config.hidden_size, "intermediate_size": source.config.intermediate_size}
     for name, size in sizes.items():
         if loadbit == "4" and size % NF4_BLOCK:

@@ -195,6 +195,13 @@ class Vllm:
         return MemoryError(message) if any(sign in problem + written for sign in out) else WorkerError(message)
 
 
+def installed() -> bool:
+    """Whether there is an environment for vLLM."""
+    with suppress(Missing):
+        return bool(_python())
+    return False
+
+
 def _python() -> Path:
     """The Python of vLLM's environment. Raises Missing."""
     named = os.environ.get("VLLM_PYTHON")
