@@ -38,7 +38,7 @@ pack: $(READY) ## one archive of a machine's records, for a pull request: RESULT
 check: $(READY) ## check records that were sent: FILE=file.tar.gz, or a folder
 	$(PY) scripts/share.py check $(FILE)
 
-smoke: $(READY) ## try the whole path on a few prompts, in under a minute
+smoke: $(READY) ## try the whole path, each experiment on a few prompts, in about a minute
 	$(PY) -m src.reproduce smoke=true scale=cpu results_dir=$$(mktemp -d)
 
 test: $(READY) ## the whole test suite, lint among it, offline, on CPU

@@ -1,4 +1,7 @@
-"""Say whether this Python has every package that pyproject.toml asks for (make … PY=python3)."""
+"""Say whether this Python has every package that pyproject.toml asks for (make … PY=python3).
+
+With ``--without-dev`` only those that measuring needs.
+"""
 
 import importlib.metadata
 import sys
@@ -12,7 +15,8 @@ def main() -> int:
     """Print one line per requirement that is not met; 0 where all are, else 2."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     missing = []
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    dev = [] if "--without-dev" in sys.argv[1:] else project["optional-dependencies"]["dev"]
+    for text in [*project["dependencies"], *dev]:
         wanted = Requirement(text)
         try:
             found = importlib.metadata.version(wanted.name)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import csv
+import functools
+import io
 import itertools
 import json
 import math
+import re
+import subprocess
 import sys
+import tarfile
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.measure import records, schema
+from src.measure.machine import code_hash
 from src.measure.row import Row
 
+ROOT = Path(__file__).resolve().parents[1]
 FILES = (records.RECORD_FILE, "samples.csv", "config.yaml")
 MOST_CONFIG_BYTES = 100_000  # settings take two thousand; a YAML of megabytes takes minutes to read
 ROUNDING = 1e-6
@@ -101,7 +110,7 @@ def _check_record(
         raise ValueError("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else ""))
     row = schema.check(content)
     samples = _read_samples(folder / "samples.csv")
-    problems = [*_private(folder, content, home), *_check_samples(row, samples)]
+    problems = [*_private(folder, content, home), *_check_samples(row, samples), *_check_commit(content["manifest"])]
     if row.run_id != folder.name:
         problems.append(f"its run_id is '{row.run_id}', not the folder's name")
     if content["prompt_lengths"] and len(content["prompt_lengths"]) != row.num_prompts:
@@ -127,6 +136,32 @@ def _private(folder: Path, content: object, home: str | None) -> Iterator[str]:
             yield f"{name} names a home folder ({home})"
         if records.TOKEN.search(text):
             yield f"{name} holds an access token"
+
+
+def _check_commit(manifest: dict[str, Any]) -> Iterator[str]:
+    """Whether a commit that was given, where there was no repository to ask, has the code that measured."""
+    if not manifest.get("git_commit_given"):
+        return
+    commit = str(manifest.get("git_commit"))
+    there = _code_hash_of(commit)
+    if there is None:
+        yield f"its commit {commit[:12]} was given, and is not in this repository: fetch it to check it"
+    elif there != manifest.get("code_hash"):
+        yield f"its commit {commit[:12]} was given, and has other code: {there}, not {manifest.get('code_hash')}"
+
+
+@functools.cache
+def _code_hash_of(commit: str) -> str | None:
+    """``code_hash`` of a commit of this checkout's repository; None where it has no such commit."""
+    if not re.fullmatch("[0-9a-f]{40}", commit):  # so that it is no option of git's
+        return None
+    done = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "src"], capture_output=True)
+    if done.returncode:
+        return None
+    with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        return code_hash(Path(folder) / "src")
 
 
 def _read_samples(path: Path) -> Seconds:

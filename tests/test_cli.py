@@ -222,24 +222,24 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model(vocab_size=32_000))
-    arguments = ("scale=cpu", "smoke=true", f"results_dir={tmp_path}")
+    arguments = ("scale=cpu", "smoke=true", "experiment=readme_table,generation", f"results_dir={tmp_path}")
     code, out, _ = call(reproduce.main, *arguments)
     assert code == 0
     assert "cpu scale on" in out
-    assert re.search(r"\n  readme_table: 2 comparisons, about \d+ s\n  generation: 2 comparisons, about \d+ s\n", out)
+    assert re.search(r"\n  readme_table: 1 comparison, about \d+ s\n  generation: 1 comparison, about \d+ s\n", out)
     assert re.search(r"all of it, with the report: about \d+ s\n\n== readme_table\n", out)
-    for comparison in ("Prefill, paper", "TTFT, paper", "TTFT, modern"):
+    for comparison in ("Prefill, paper", "TTFT, paper"):
         assert f"{comparison} protocol: mmlu (real token lengths, random ids), llama-15m" in out
     report = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
     assert "Generation goes on from the packed cache as from an ordinary one" in report
     assert (tmp_path / "report" / "report.html").is_file()
     records = [path for path in tmp_path.iterdir() if (path / "record.json").is_file()]
-    assert len(records) == 12
+    assert len(records) == 6
     (records[0] / "record.json").unlink()
     code, out, _ = call(reproduce.main, *arguments)
     assert code == 0
-    assert out.count("2 comparisons, 1 of them recorded already, about") == 1
-    assert out.count("2 comparisons, 2 of them recorded already\n") == 1
+    assert out.count(": 1 comparison, about") == 1
+    assert out.count(": 1 comparison, 1 of them recorded already\n") == 1
 
 
 def test_reproduce_refuses_an_experiment_that_there_is_not(call: Call, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from src.report.build import SECTIONS, build
 from src.report.section import VERDICTS, Section
 from src.report.select import CLOSE, judged, one_kind
 from src.report.tables import WIDEST
-from src.reproduce import SEARCHED, experiments, sweep
+from src.reproduce import SEARCHED
+from src.sweeps import experiments, sweep
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.

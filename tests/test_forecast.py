@@ -19,6 +19,7 @@ from src.config import Config, compose, config_hash
 from src.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure import duration, records
 from src.measure.plan import Plan, prepare
+from src.sweeps import priority_of
 
 Call = Callable[..., tuple[int, str, str]]
 PARTS = st.floats(0.5, 100)
@@ -93,10 +94,10 @@ def test_an_estimate_grows_with_what_is_asked_for(tiny_config: Callable[..., Con
 def test_the_place_of_an_experiment_changes_no_measurement(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config()
     assert config_hash(replace(config, priority={"any": 3})) == config_hash(config)
-    assert reproduce.priority_of(config) > reproduce.priority_of(replace(config, priority={"any": 3}))
+    assert priority_of(config) > priority_of(replace(config, priority={"any": 3}))
     seven = compose(["experiment=today", "scale=gpu", "model=llama2-7b"])[0]
     smaller = compose(["experiment=today", "scale=gpu", "model=llama2-1.3b"])[0]
-    assert reproduce.priority_of(seven) > reproduce.priority_of(smaller)
+    assert priority_of(seven) > priority_of(smaller)
 
 
 @pytest.fixture
@@ -123,8 +124,8 @@ def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return float(state["seconds"][plan.config.batch_size])
 
     monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model())
-    monkeypatch.setattr(reproduce, "sweep", sweep)
-    monkeypatch.setattr(apart, "run_apart", measure)
+    monkeypatch.setattr("src.sweeps.sweep", sweep)
+    monkeypatch.setattr("src.agenda.run_apart", measure)
     monkeypatch.setattr(Forecast, "seconds", estimate)
     monkeypatch.setattr(Forecast, "report_s", 1.0)
     monkeypatch.setattr(Clock, "left_s", property(lambda _: state["left"]))

@@ -23,9 +23,9 @@ from src.workload.prompts import PROFILE_DIR
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     "cli": 0, "stats": 0, "config": 1, "hub": 1, "workload": 2, "prefill": 3, "measure": 4, "report": 5,
-    "places": 0, "completion": 2, "forecast": 5,
+    "places": 0, "completion": 2, "sweeps": 2, "forecast": 5,
     "paper": 1, "worker": 6, "apart": 7, "cluster": 8, "largest_batch": 9, "run": 9, "advise": 9, "compare": 9,
-    "reproduce": 10,
+    "agenda": 10, "reproduce": 11,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 

@@ -260,3 +260,16 @@ def test_operations_are_those_of_the_model() -> None:
 def test_rates_and_durations_in_words() -> None:
     assert matmul_rate(CPU, torch.float32) > 1e8
     assert (in_words(12.4), in_words(300), in_words(40_000)) == ("12 s", "5 min", "11 h")
+
+
+def test_a_tree_without_a_repository_is_of_the_commit_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_git", lambda *_: None)
+    assert "git_commit_given" not in machine.manifest(CPU)
+    monkeypatch.setenv(machine.GIVEN_COMMIT, "0123456789" * 4)
+    made = machine.manifest(CPU)
+    assert (made["git_commit"], made["git_commit_given"], made["git_dirty"]) == ("0123456789" * 4, True, None)
+    monkeypatch.setattr(machine, "_git", lambda *_: "a" * 40)  # where there is one, it says what it is itself
+    assert machine.manifest(CPU)["git_commit"] == "a" * 40
+    monkeypatch.setenv(machine.GIVEN_COMMIT, "main")
+    with pytest.raises(UserError, match="PREPACK_BENCH_COMMIT: 'main'; give the 40 hex digits"):
+        machine.manifest(CPU)

@@ -54,11 +54,11 @@ if "src.worker" in sys.orig_argv:
 PARENT = """
 import os, sys
 import torch
-from src import apart, reproduce
+from src import agenda, reproduce, sweeps
 
 small = sys.argv[1:]
-reproduce.sweep = lambda name, common: [[*small, *common, f"batch_size={size}"] for size in (4, 3, 2)]
-measure, left = apart.run_apart, []
+sweeps.sweep = lambda name, common: [[*small, *common, f"batch_size={size}"] for size in (4, 3, 2)]
+measure, left = agenda.run_apart, []
 
 def measured(*arguments):
     left.append(torch.cuda.is_initialized())
@@ -66,7 +66,7 @@ def measured(*arguments):
         torch.cuda.get_device_name()  # what no parent may do: the last comparison shows what it would cost
     return measure(*arguments)
 
-apart.run_apart = measured
+agenda.run_apart = measured
 sys.argv[1:] = ["experiment=today", "scale=gpu", "minutes=2", f"results_dir={os.environ['RESULTS']}"]
 code = reproduce.main()
 assert left == [False] * 3, left

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -24,6 +25,7 @@ from test_cli import document
 
 from src.config import compose
 from src.measure import records, schema
+from src.measure.machine import code_hash
 from src.measure.plan import prepare
 from src.measure.records import Record
 from src.measure.row import COLUMNS, STATUSES, Row
@@ -450,6 +452,35 @@ def test_bad_input_is_one_line(typed: str, expected: str, tmp_path: Path, call: 
     assert err.count("\n") == 1
     document(typed, err.strip().replace(str(tmp_path), "FOLDER"))
     assert set(tmp_path.rglob("*")) == before
+
+
+# --- a commit that was given
+
+
+def commits(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@pytest.mark.skipif(not commits("rev-parse", "HEAD"), reason="needs the repository, this tree has none")
+def test_a_commit_that_was_given_has_to_have_the_code_that_measured(machine: Path, call: Call, tmp_path: Path) -> None:
+    head = commits("rev-parse", "HEAD")
+    with tarfile.open(fileobj=io.BytesIO(subprocess.check_output(["git", "-C", str(ROOT), "archive", head]))) as tar:
+        tar.extractall(tmp_path / "carried", filter="data")
+    given = {"git_commit": head, "git_commit_given": True, "git_dirty": None}
+    there = code_hash(tmp_path / "carried" / "src")
+    for row in records.read_all(machine):
+        edit(row[0], "manifest", **given, code_hash=there)
+    assert call(share.main, "check", str(machine))[0] == 0
+    edit(of(machine), "manifest", code_hash="0" * 12)
+    code, out, _ = call(share.main, "check", str(machine))
+    assert code == 1
+    assert f"its commit {head[:12]} was given, and has other code: {there}, not {'0' * 12}" in out
+    for strange in ("f" * 40, "--output=/tmp/x"):
+        edit(of(machine), "manifest", git_commit=strange)
+        code, out, _ = call(share.main, "check", str(machine))
+        assert code == 1
+        assert f"its commit {strange[:12]} was given, and is not in this repository: fetch it to check it" in out
 
 
 # --- the table of machines

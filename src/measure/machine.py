@@ -30,6 +30,7 @@ PACKAGES = (
     "accelerate", "mistral-common", "sentencepiece", "binpacking",
 )  # fmt: skip
 MEASURING_CODE = ("config.py", "workload", "prefill", "measure")  # of src/
+GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; checked by scripts/share.py against code_hash
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
@@ -131,13 +132,17 @@ def _cpu_model() -> str:
 
 
 @functools.cache
-def code_hash() -> str:
-    """12 hex digits over every source file that takes part in a measurement."""
+def code_hash(package: Path = PACKAGE) -> str:
+    """12 hex digits over every source file that takes part in a measurement.
+
+    Args:
+        package: the folder ``src`` of a tree, by default the one that runs.
+    """
     digest = hashlib.sha256()
     for part in MEASURING_CODE:
-        path = PACKAGE / part
+        path = package / part
         for file in [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.csv")]):
-            name = file.relative_to(PACKAGE.parent).as_posix()
+            name = file.relative_to(package.parent).as_posix()
             digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -167,6 +172,18 @@ def _installed_commit() -> str | None:
         return None
 
 
+def _given_commit() -> str | None:
+    """The commit that somebody says this tree is, who carried it here without its repository.
+
+    Raises:
+        UserError: it is no commit's full name.
+    """
+    given = os.environ.get(GIVEN_COMMIT) or None
+    if given and not re.fullmatch("[0-9a-f]{40}", given):
+        raise UserError(GIVEN_COMMIT, f"'{given}'", "give the 40 hex digits that `git rev-parse HEAD` prints")
+    return given
+
+
 def manifest(device: torch.device) -> dict[str, Any]:
     """Everything about machine and software that a reader needs to judge or repeat a run. No names, no home folders."""
     versions: dict[str, str | None] = {}
@@ -175,12 +192,13 @@ def manifest(device: torch.device) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    commit, given = _git("rev-parse", "HEAD") or _installed_commit(), _given_commit()
     changed = _git("status", "--porcelain", "--", "src", "configs", "pyproject.toml")
     content: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": versions,
-        "git_commit": _git("rev-parse", "HEAD") or _installed_commit(),
+        "git_commit": commit or given,
         "git_dirty": None if changed is None else bool(changed),
         "code_hash": code_hash(),
         "cpu": _cpu_model(),
@@ -193,6 +211,8 @@ def manifest(device: torch.device) -> dict[str, Any]:
         "container_memory_max": _read("/sys/fs/cgroup/memory.max"),  # control groups, version 2
         "container_cpu_max": _read("/sys/fs/cgroup/cpu.max"),
     }
+    if given and not commit:
+        content["git_commit_given"] = True
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         counters = counters_for(device)
