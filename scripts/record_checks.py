@@ -139,8 +139,11 @@ def _private(folder: Path, content: object, home: str | None) -> Iterator[str]:
 
 
 def _check_commit(manifest: dict[str, Any]) -> Iterator[str]:
-    """Whether a commit that was given, where there was no repository to ask, has the code that measured."""
-    if not manifest.get("git_commit_given"):
+    """Whether a commit that was given, where there was no repository to ask, has the code that measured.
+
+    Where there is still none, whoever gets the records has to check it.
+    """
+    if not manifest.get("git_commit_given") or not (ROOT / ".git").exists():
         return
     commit = str(manifest.get("git_commit"))
     there = _code_hash_of(commit)
