@@ -157,6 +157,49 @@ show(spans)
 
 
 @needs_compiler
+def test_clocks_that_rise_after_idling_are_told_from_those_that_dip(library: Path) -> None:
+    seen = tried(
+        library,
+        f"""
+spans = []
+for clocks in ("345,1200,1980", "1980,1980,1500,1980"):
+    tell(CLOCKS=clocks)
+    with Sampler(NvmlCounters("{OURS}"), 0.01) as sampler:
+        start = time.perf_counter()
+        time.sleep(0.15)
+    usage = sampler.usage(start, time.perf_counter())
+    spans.append([usage.rising_sm_clock_mhz, usage.min_sm_clock_mhz, usage.max_sm_clock_mhz])
+show(spans)
+""",
+    )
+    assert seen == [[345, 1980, 1980], [None, 1500, 1980]]
+
+
+@needs_compiler
+def test_a_serving_engine_of_ones_own_is_no_other_process(library: Path, tmp_path: Path) -> None:
+    """It stands still while other methods are timed, and only its memory is held."""
+    seen = tried(
+        library,
+        f"""
+import subprocess
+from pathlib import Path
+counters = NvmlCounters("{OURS}")
+engine = subprocess.Popen(["sh", "-c", "sleep 30 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+worker = int(engine.stdout.readline())
+found = []
+for pid in (engine.pid, worker, os.getppid()):
+    Path("{tmp_path}", str(pid)).touch()
+    found.append(counters.read().values["other_processes"])
+os.kill(worker, 9)
+engine.wait()
+show(found)
+""",
+        CONTEXTS=str(tmp_path),
+    )
+    assert seen == [0, 0, 1]
+
+
+@needs_compiler
 def test_a_call_that_hangs_holds_nothing_up_and_is_told(library: Path) -> None:
     seen = tried(
         library,

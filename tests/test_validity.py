@@ -14,7 +14,8 @@ from src.measure import records, runner
 from src.measure.memory import Peak
 from src.measure.records import Record
 from src.measure.row import Row
-from src.measure.validity import Evidence, invalid_reasons
+from src.measure.sampler import RISE_S, _rising
+from src.measure.validity import Evidence, invalid_reasons, notes_of
 from src.report.tables import comparison_table, notes
 
 GOOD = Evidence(
@@ -22,7 +23,7 @@ GOOD = Evidence(
     tree_dirty=False, swapped_mb=0.0,
 )  # fmt: skip
 NEW = {
-    "valid", "invalid_reasons", "utilization_loop_s", "mean_memory_utilization_pct", "energy_j",
+    "valid", "invalid_reasons", "notes", "utilization_loop_s", "mean_memory_utilization_pct", "energy_j",
     "memory_clock_mean_mhz", "temperature_max_c", "throttle_reasons",
     "other_gpu_processes", "other_gpu_processes_mb", "device_memory_used_mb",
     "sampler_readings", "telemetry_gaps",
@@ -61,6 +62,39 @@ def test_rules_hold_at_their_limits() -> None:
         utilization_valid=False, tree_dirty=True, swapped_mb=1.0,
     )  # fmt: skip
     assert len(invalid_reasons(everything)) == 7
+
+
+def test_a_data_centre_gpus_ordinary_state_is_a_note_and_no_reason() -> None:
+    capped = replace(GOOD, throttle_reasons=["software power cap"])
+    assert (invalid_reasons(capped), notes_of(capped)) == ([], ["the GPU was held by its software power cap"])
+    hot = replace(GOOD, throttle_reasons=["software power cap", "software thermal slowdown"])
+    assert invalid_reasons(hot) == ["the GPU was throttled (software thermal slowdown)"]
+    assert notes_of(hot) == notes_of(capped)
+    rising = replace(GOOD, rising_clock_mhz=345.0)
+    assert invalid_reasons(rising) == []
+    assert notes_of(rising) == ["at the start of a pass the SM clock was still rising from 345 to 1980 MHz"]
+    assert notes_of(replace(GOOD, rising_clock_mhz=1950.0)) == []  # no more than it moves anyway
+    assert notes_of(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("clocks", "left_out"),
+    [
+        ([345, 1980, 1980], 1),
+        ([345, 900, 1980, 1980], 2),
+        ([1980, 1980], 0),
+        ([1980, 345, 1980], 0),  # a dip in the midst
+        ([345, 1980, 345, 1980], 1),
+        ([1980, 1200], 0),
+        ([345], 0),  # a clock that never rose
+        ([], 0),
+    ],
+)
+def test_a_clock_that_rises_after_idling_is_left_out_and_one_that_dips_is_not(clocks: list[int], left_out: int) -> None:
+    readings = [(0.1 * place, float(mhz)) for place, mhz in enumerate(clocks)]
+    assert _rising(readings) == (clocks[:left_out], clocks[left_out:])
+    later = [(at + RISE_S + 0.01, mhz) for at, mhz in readings]
+    assert _rising(later) == ([], clocks)  # long after the start of a pass it has no excuse
 
 
 def clean(monkeypatch: pytest.MonkeyPatch, dirty: bool | None = False) -> None:
@@ -140,6 +174,8 @@ def test_tables_say_what_is_valid_and_why_the_rest_is_not() -> None:
     ]
     assert notes(rows) == ["", "INVALID: full-batching: a; b", "VALID: prepacking"]
     assert comparison_table(rows).endswith("VALID: prepacking")
+    rows[0].notes, rows[1].notes = "x; y", "y"
+    assert notes(rows)[-2:] == ["note: prepacking: x", "note: prepacking, full-batching: y"]
 
 
 def test_a_record_from_before_this_verdict_is_read_and_nothing_is_said(

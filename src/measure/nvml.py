@@ -131,6 +131,8 @@ class NvmlCounters:
     def _processes(self) -> tuple[float | str, ...]:
         """This process's memory, the number of others, and theirs; a reason in place of a number that is unknown."""
         found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        # A serving engine that this process has started, and that stands still while others are timed, is no other.
+        found = [process for process in found if process.pid == os.getpid() or not _descends(process.pid)]
         own = [process for process in found if process.pid == os.getpid()]
         if not own:
             # Then which are others, and whether all are listed, cannot be told either.
@@ -149,6 +151,19 @@ class NvmlCounters:
             if getattr(error, "value", None) != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                 raise
             return (nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle),)  # its name in older drivers
+
+
+def _descends(pid: int) -> bool:
+    """Whether a process was started by this one, or by one that it started (Linux; elsewhere none counts as such)."""
+    for _ in range(16):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])  # its parent, behind a name that may hold anything
+        except (OSError, ValueError, IndexError):
+            return False
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def _all_bits(masks: Iterable[float]) -> float:

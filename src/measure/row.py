@@ -125,6 +125,7 @@ class Row:
     config_hash: str = _column("hash of the resolved configuration", "")
     valid: bool | None = _column("whether nothing speaks against relying on this measurement")
     invalid_reasons: str | None = _column("what speaks against it, in words")
+    notes: str | None = _column("what a reader should know, and what speaks against nothing")
 
 
 COLUMNS = {column.name: str(column.metadata["doc"]) for column in fields(Row)}

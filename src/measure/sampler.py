@@ -18,6 +18,7 @@ from src.measure.process import ProcessCounters
 
 VALID_WINDOWS = 5
 ANSWER_S = 5.0  # a driver that has not answered after this long is taken for hung
+RISE_S = 1.0  # for so long after idling the first readings may show a clock that is still rising
 STOP_S = 2.0  # the longest that leaving the sampler may take
 
 Counters = ProcessCounters | NvmlCounters | SplitCounters | NoCounters
@@ -29,6 +30,8 @@ class Usage:
 
     Attributes:
         energy_j: rise of the energy counter between the first and the last reading, scaled to the whole span.
+        min_sm_clock_mhz, max_sm_clock_mhz: of the readings from when the clock had risen after idling.
+        rising_sm_clock_mhz: the lowest reading before that; None where the first one was settled already.
         throttle_reasons: in words, harmless ones left out; empty where the driver answered that there are none.
         windows: independent averaging windows of the utilization counter within the span.
         readings: times that the counters were read within the span.
@@ -46,6 +49,7 @@ class Usage:
     mean_sm_clock_mhz: float | None
     min_sm_clock_mhz: float | None
     max_sm_clock_mhz: float | None
+    rising_sm_clock_mhz: float | None
     mean_memory_clock_mhz: float | None
     max_temperature_c: float | None
     throttle_reasons: tuple[str, ...] | None
@@ -160,6 +164,13 @@ class Sampler:
         masks, others = seen("clock_event_reasons"), seen("other_processes")
         reasons = {name for mask in masks for name in throttle_names(int(mask))}
         utilization = seen("utilization_pct")
+        rising_mhz, settled_mhz = _rising(
+            [
+                (at - start_s, reading.values["sm_clock_mhz"])
+                for at, reading in within
+                if "sm_clock_mhz" in reading.values
+            ]
+        )
         return Usage(
             max_utilization_pct=max(utilization, default=None),
             mean_utilization_pct=mean("utilization_pct"),
@@ -169,8 +180,9 @@ class Sampler:
             mean_power_w=mean("power_w"),
             energy_j=energy_j,
             mean_sm_clock_mhz=mean("sm_clock_mhz"),
-            min_sm_clock_mhz=min(seen("sm_clock_mhz"), default=None),
-            max_sm_clock_mhz=max(seen("sm_clock_mhz"), default=None),
+            min_sm_clock_mhz=min(settled_mhz, default=None),
+            max_sm_clock_mhz=max(settled_mhz, default=None),
+            rising_sm_clock_mhz=min(rising_mhz, default=None),
             mean_memory_clock_mhz=mean("memory_clock_mhz"),
             max_temperature_c=max(seen("temperature_c"), default=None),
             throttle_reasons=tuple(sorted(reasons)) if masks else None,
@@ -181,6 +193,17 @@ class Sampler:
             gaps=gaps,
             source=self.counters.source,
         )
+
+
+def _rising(clocks: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """A span's clocks, each with the seconds since its start: those that still rise after idling, and the settled ones.
+
+    A reading still rises where the next one is higher and all before it rose too, within ``RISE_S`` seconds.
+    """
+    first = 0
+    while first + 1 < len(clocks) and clocks[first][0] <= RISE_S and clocks[first][1] < clocks[first + 1][1]:
+        first += 1
+    return [mhz for _, mhz in clocks[:first]], [mhz for _, mhz in clocks[first:]]
 
 
 def _gaps(readings: list[Reading]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from src.measure.limit import Rates, limit_seconds
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.row import Row
 from src.measure.sampler import Usage
-from src.measure.validity import Evidence, invalid_reasons
+from src.measure.validity import Evidence, invalid_reasons, notes_of
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -115,20 +115,22 @@ def _throttled(spans: list[Usage]) -> list[str]:
 
 
 def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
-    """The verdict, with its reasons."""
-    spans = _spans(outcome)
-    low = [usage.min_sm_clock_mhz for usage in spans if usage.min_sm_clock_mhz is not None]
-    high = [usage.max_sm_clock_mhz for usage in spans if usage.max_sm_clock_mhz is not None]
-    reasons = invalid_reasons(
-        Evidence(
-            pass_seconds=outcome.seconds.sum(1).tolist(),
-            utilization_valid=bool(row.utilization_valid),
-            sm_clocks_mhz=(min(low), max(high)) if low and high else None,
-            throttle_reasons=_throttled(spans),
-            other_processes=row.other_gpu_processes,
-            tree_dirty=tree_dirty,
-            quirks=row.quirks,
-            swapped_mb=_largest(done.peak.swapped_mb for done in outcome.passes),
-        )
+    """The verdict, with its reasons, and what else a reader should know. Clocks are those of the timed passes alone."""
+    passes = [done.usage for done in outcome.passes]
+    low = [usage.min_sm_clock_mhz for usage in passes if usage.min_sm_clock_mhz is not None]
+    high = [usage.max_sm_clock_mhz for usage in passes if usage.max_sm_clock_mhz is not None]
+    rising = [usage.rising_sm_clock_mhz for usage in passes if usage.rising_sm_clock_mhz is not None]
+    seen = Evidence(
+        pass_seconds=outcome.seconds.sum(1).tolist(),
+        utilization_valid=bool(row.utilization_valid),
+        sm_clocks_mhz=(min(low), max(high)) if low and high else None,
+        rising_clock_mhz=min(rising, default=None),
+        throttle_reasons=_throttled(_spans(outcome)),
+        other_processes=row.other_gpu_processes,
+        tree_dirty=tree_dirty,
+        quirks=row.quirks,
+        swapped_mb=_largest(done.peak.swapped_mb for done in outcome.passes),
     )
+    reasons = invalid_reasons(seen)
     row.valid, row.invalid_reasons = not reasons, "; ".join(reasons) or None
+    row.notes = "; ".join(notes_of(seen)) or None

@@ -1,4 +1,8 @@
-"""Whether a measurement may be believed: the rules, each with its reason in words. Plain numbers in, words out."""
+"""Whether a measurement may be believed: the rules, each with its reason in words. Plain numbers in, words out.
+
+What is worth knowing and speaks against nothing is a note: a data-centre GPU under full load is held by its power cap,
+and right after idling its clock takes a moment to rise.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 CLOCK_MOVED = 0.10  # share of the highest SM clock by which readings of one run may differ
 UNSETTLED = 0.10  # share by which the first timed repeat may be slower than the slowest of the later ones
 REPEATS_TO_SETTLE = 3  # fewer say nothing about whether the first was slow
+ORDINARY = ("software power cap",)  # what holds clocks down in a GPU's ordinary state under full load
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,8 @@ class Evidence:
     """What is known of one method's run; None or empty where it is not known, which is held against no one.
 
     Attributes:
-        sm_clocks_mhz: lowest and highest reading of the GPU's multiprocessor clock.
+        sm_clocks_mhz: lowest and highest reading of the GPU's multiprocessor clock within the timed passes.
+        rising_clock_mhz: the lowest reading at the start of a pass, before the clock had risen after idling.
         throttle_reasons: in words; harmless ones left out.
         pass_seconds: total time of each timed repeat, in their order.
         utilization_valid: whether utilization rests on enough averaging windows.
@@ -27,6 +33,7 @@ class Evidence:
     pass_seconds: Sequence[float]
     utilization_valid: bool
     sm_clocks_mhz: tuple[float, float] | None = None
+    rising_clock_mhz: float | None = None
     throttle_reasons: Sequence[str] = ()
     other_processes: int | None = None
     tree_dirty: bool | None = None
@@ -37,12 +44,11 @@ class Evidence:
 def invalid_reasons(seen: Evidence) -> list[str]:
     """Why this measurement should not be relied upon; empty where nothing speaks against it."""
     reasons = []
-    if seen.sm_clocks_mhz is not None:
+    if seen.sm_clocks_mhz is not None and _moved(*seen.sm_clocks_mhz):
         low, high = seen.sm_clocks_mhz
-        if high > 0 and (high - low) / high > CLOCK_MOVED:
-            reasons.append(f"the SM clock moved between {low:.0f} and {high:.0f} MHz")
-    if seen.throttle_reasons:
-        reasons.append(f"the GPU was throttled ({', '.join(seen.throttle_reasons)})")
+        reasons.append(f"the SM clock moved between {low:.0f} and {high:.0f} MHz")
+    if slowed := [reason for reason in seen.throttle_reasons if reason not in ORDINARY]:
+        reasons.append(f"the GPU was throttled ({', '.join(slowed)})")
     if seen.other_processes:
         count = seen.other_processes
         reasons.append(f"{count} other process{'es' if count > 1 else ''} on the GPU")
@@ -60,3 +66,17 @@ def invalid_reasons(seen: Evidence) -> list[str]:
     if seen.quirks:
         reasons.append(f"measured with faults on purpose ({seen.quirks})")
     return reasons
+
+
+def notes_of(seen: Evidence) -> list[str]:
+    """What a reader should know of this measurement, and what speaks against nothing."""
+    notes = [f"the GPU was held by its {reason}" for reason in seen.throttle_reasons if reason in ORDINARY]
+    if seen.rising_clock_mhz is not None and seen.sm_clocks_mhz is not None:
+        low, high = seen.rising_clock_mhz, seen.sm_clocks_mhz[1]
+        if _moved(low, high):
+            notes.append(f"at the start of a pass the SM clock was still rising from {low:.0f} to {high:.0f} MHz")
+    return notes
+
+
+def _moved(low_mhz: float, high_mhz: float) -> bool:
+    return high_mhz > 0 and (high_mhz - low_mhz) / high_mhz > CLOCK_MOVED

@@ -84,6 +84,7 @@ def _facts(row: Row, made: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Status", row.status + (f": {row.status_reason}" if row.status_reason else "")),
         ("Valid", STATES[row.valid] + (f": {row.invalid_reasons}" if row.invalid_reasons else "")),
+        ("Notes", row.notes or ""),
         ("Time per batch", time),
         ("Method", _joined(row.method, row.packing, row.forward and f"forward {row.forward}", row.attention)),
         ("Settings", _joined(row.metric, f"protocol {row.protocol}", f"batch size {row.batch_size}",

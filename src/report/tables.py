@@ -95,12 +95,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def validity(rows: Sequence[Row]) -> list[str]:
-    """Which rows are VALID, and which are not and why; nothing of records that were written without this verdict."""
+    """Which rows are VALID, and which are not and why, with notes on both; nothing of records without this verdict."""
     judged = [row for row in rows if row.valid is not None]
     lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
     if fine := list(dict.fromkeys(label(row) for row in judged if row.valid)):
         lines.append(f"VALID: {', '.join(fine)}")
-    return lines
+    noted: dict[str, list[str]] = {}
+    for row in judged:
+        for note in filter(None, (row.notes or "").split("; ")):
+            noted.setdefault(note, []).append(label(row))
+    return [*lines, *(f"note: {', '.join(dict.fromkeys(names))}: {note}" for note, names in noted.items())]
 
 
 def phase_table(rows: Sequence[Row]) -> str:
