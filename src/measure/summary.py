@@ -14,7 +14,7 @@ from src.measure.machine import device_name, manifest, pick_devices
 from src.measure.plan import Outcome, Plan
 from src.measure.records import Record
 from src.measure.row import Row
-from src.measure.telemetry import add_memory, add_overhead, add_usage, add_validity, least_seconds
+from src.measure.telemetry import add_memory, add_overhead, add_rates, add_usage, add_validity, least_seconds
 from src.prefill.methods import PHASES
 
 BASELINE, ORDERED = "full-batching", "length-ordered"
@@ -140,6 +140,7 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
             add_memory(row, kept)
             add_overhead(row, plan, outcome)
         add_usage(row, outcome, kept)
+        add_rates(row, plan, outcome)
         if method.apart:
             row.max_utilization_pct = row.mean_utilization_pct = None
         add_validity(row, outcome, tree_dirty)

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from src.measure import work
 from src.measure.estimate import Shape
 from src.measure.limit import Rates, limit_seconds
 from src.measure.plan import Outcome, Pass, Plan
 from src.measure.row import Row
 from src.measure.sampler import Usage
 from src.measure.validity import Evidence, invalid_reasons, notes_of
+
+TERA = 1e12
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -48,6 +51,20 @@ def least_seconds(plan: Plan, rates: Rates) -> float:
     weight_size = {"none": None, "8": 1.0, "4": 0.5}[plan.config.loadbit]
     lengths = (plan.prompts.lengths[batch] for batch in plan.shuffled)
     return sum(limit_seconds(shape, each, size, rates, weight_size) for each in lengths)
+
+
+def add_rates(row: Row, plan: Plan, outcome: Outcome) -> None:
+    """Operations per second that were reached, useful ones and all that were computed, and energy of useful tokens."""
+    pass_seconds = float(outcome.seconds.sum(1).mean())
+    row.useful_tflop_per_s = work.useful_operations(plan) / pass_seconds / TERA
+    computed = work.computed_operations(plan, outcome)
+    row.computed_tflop_per_s = None if computed is None else computed / pass_seconds / TERA
+    if plan.rates:
+        row.matmul_tflop_per_s = rate = plan.rates.operations_per_s / TERA
+        row.useful_share_of_rate = row.useful_tflop_per_s / rate
+        row.computed_share_of_rate = None if computed is None else computed / pass_seconds / plan.rates.operations_per_s
+    if row.energy_j is not None and row.useful_tokens:
+        row.joules_per_1000_useful_tokens = 1000 * row.energy_j / row.useful_tokens
 
 
 def add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:

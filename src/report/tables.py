@@ -10,6 +10,7 @@ from src.measure.row import Row
 from src.prefill.methods import PHASES, method_of
 
 WIDEST = 20.0  # an interval whose ends differ by more is not shown
+OPERATIONS, ENERGY = "Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
@@ -120,19 +121,45 @@ def phase_table(rows: Sequence[Row]) -> str:
 
 def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
     """Every method of every comparison as ratios: over both baselines, of the ideal, of the limit."""
+    rows = [record.row for group in groups for record in group]
+    rows = [row for row in rows if row.protocol == "modern" and not row.quirks]
+    costs = cost_header(rows)
     header = ["Model, type, prompts", "batch", "method", "over full-batching", "over length-ordered", "of ideal",
-              "of limit", "s / batch"]  # fmt: skip
+              "of limit", *costs, "s / batch"]  # fmt: skip
     body = []
-    for row in (record.row for group in groups for record in group):
-        if row.protocol != "modern" or row.quirks:
-            continue
+    for row in rows:
         what = [f"{row.model}, {row.dtype}, {row.dataset}", str(row.batch_size)]
         name = starred(row)
         if row.status != "ok":
-            body.append([*what, name, row.status, *[""] * 4])
+            body.append([*what, name, row.status, *[""] * (4 + len(costs))])
             continue
-        body.append([*what, name, *ratio_cells(row), number(row.seconds_per_batch_mean, 3)])
+        seconds = number(row.seconds_per_batch_mean, 3)
+        body.append([*what, name, *ratio_cells(row), *cost_cells(row, costs), seconds])
     return markdown(header, body)
+
+
+def cost_header(rows: Iterable[Row]) -> list[str]:
+    """The columns of what useful tokens cost that any of the rows has something for."""
+    rows = list(rows)
+    operations = any(row.useful_tflop_per_s is not None for row in rows)
+    energy = any(row.joules_per_1000_useful_tokens is not None for row in rows)
+    return [OPERATIONS] * operations + [ENERGY] * energy
+
+
+def cost_cells(row: Row, header: Sequence[str]) -> list[str]:
+    """A row's cells of ``cost_header``: ``0.12 (46 %)``, the share being of the measured rate, and joules."""
+    operations = significant(row.useful_tflop_per_s)
+    if row.useful_share_of_rate is not None:
+        operations += f" ({100 * row.useful_share_of_rate:.0f} %)"
+    cells = {OPERATIONS: operations, ENERGY: significant(row.joules_per_1000_useful_tokens)}
+    return [cells[name] for name in header]
+
+
+def significant(value: float | None) -> str:
+    """Three digits that mean something, never as a power of ten; nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def ratio_cells(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ from src.report.aggregate import place_of
 from src.report.plots import clear_axes, grouped_bars, room, whisker
 from src.report.section import Section, Table
 from src.report.select import BASE, clean, model_name, pairs, seconds
-from src.report.tables import notes, ratio_cells, starred
+from src.report.tables import cost_cells, cost_header, notes, ratio_cells, starred
 
 Methods = dict[str, Row]
 # What a comparison is of.
@@ -23,6 +23,10 @@ RATIOS = (
     ("speedup_over_full_batching", "speedup_ci_low", "speedup_ci_high", "speedup over full-batching"),
     ("fraction_of_ideal", "fraction_of_ideal_ci_low", "fraction_of_ideal_ci_high", "fraction of ideal"),
 )
+
+USEFUL = "useful_tflop_per_s"
+# What useful tokens cost: a panel each, where any row has it.
+COSTS = {USEFUL: "useful TFLOP/s", "joules_per_1000_useful_tokens": "J per 1,000 useful tokens"}
 
 
 def today(records: Sequence[Record]) -> Section:
@@ -62,18 +66,19 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
         if wanted(m) and any(r.status == "ok" for r in m.values())
     }  # fmt: skip
     body, sources = [], []
+    costs = cost_header(row for methods in groups.values() for row in methods.values())
     for methods in groups.values():
         for name in sorted(methods, key=place_of):
             row = methods[name]
             body.append([
                 starred(row), row.dataset,
                 f"{model_name(row)}, {row.dtype}", str(row.batch_size), str(row.longest_prompt_tokens), seconds(row),
-                *ratio_cells(row),
+                *ratio_cells(row), *cost_cells(row, costs),
             ])  # fmt: skip
             sources.append([row.run_id])
     section.table = Table(
         ("Method", "Dataset", "Model, type", "Batch", "Longest (tokens)", "s / batch", "Over full-batching",
-         "Over length-ordered", "Of ideal", "Of limit"), body, sources,
+         "Over length-ordered", "Of ideal", "Of limit", *costs), body, sources,
     )  # fmt: skip
     section.notes = notes([row for m in groups.values() for row in m.values()])[1:] if groups else []
     if not groups:
@@ -88,36 +93,70 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
 
 
 def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
-    """A line of two panels for each workload: its methods' ratios as the batch grows."""
+    """A line of panels for each workload: its methods' ratios as the batch grows, and what their useful tokens cost.
+
+    What no row has, has no panel: older records know no operations, and only some GPUs count energy.
+    """
+    every = [row for by_size in panels for methods in by_size.values() for row in methods.values()]
+    shown = [column for column in COSTS if any(getattr(row, column) is not None for row in every)]
+    wide = len(RATIOS) + len(shown)
     figure, axes = plt.subplots(
-        len(panels), 2, figsize=(13, 0.5 + 2.7 * len(panels)), squeeze=False, layout="constrained"
+        len(panels),
+        wide,
+        figsize=(13 if wide == 2 else 5 * wide, 0.5 + 2.7 * len(panels)),
+        squeeze=False,
+        layout="constrained",
     )
     for line, by_size in zip(axes, panels, strict=True):
         rows = [row for methods in by_size.values() for row in methods.values()]
         names = sorted({row.method for row in rows}, key=place_of)
-        for panel, (column, low, high, name) in zip(line, RATIOS, strict=True):
+        for panel, (column, low, high, name) in zip(line[: len(RATIOS)], RATIOS, strict=True):
             for x, row in grouped_bars(panel, [*by_size.values()], names, column):
                 whisker(panel, x, getattr(row, column), getattr(row, low), getattr(row, high))
             panel.axhline(1, color="black", linewidth=0.8)
+            panel.set_ylim(0, room([getattr(row, column) for row in rows], [getattr(row, high) for row in rows]) / 1.2)
+            panel.set_ylabel(name)
+        for panel, column in zip(line[len(RATIOS) :], shown, strict=True):
+            if column == USEFUL:
+                _operations(panel, [*by_size.values()], names)
+            else:
+                list(grouped_bars(panel, [*by_size.values()], names, column))
+            panel.set_ylabel(COSTS[column])
+        for panel in line:
             panel.set_xticks(range(len(by_size)), list(map(str, by_size)))
             beside = max(0.6, 1.5 / len(by_size))  # few bars are not drawn broader than many
             panel.set_xlim(-beside, len(by_size) - 1 + beside)
-            panel.set_ylim(0, room([getattr(row, column) for row in rows], [getattr(row, high) for row in rows]) / 1.2)
             panel.set_xlabel("batch size (prompts)")
-            panel.set_ylabel(name)
             clear_axes(panel)
         row = next(iter(by_size.values()))[BASE]
         forward = "" if row.forward in {None, "fused"} else f", forward of {row.forward}"
         longest = max(row.longest_prompt_tokens or 0 for row in rows)
         line[0].set_title(f"{row.dataset} (prompts of up to {longest:,} tokens)", fontsize=9)
         line[1].set_title(f"{model_name(row)}, {row.dtype}{forward}", fontsize=9)
-    shown = {
+    legend = {
         name: handle for panel in axes.flat for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    names = sorted(shown, key=place_of)
-    figure.legend([shown[name] for name in names], names, loc="outside upper center", ncols=len(names), frameon=False,
+    names = sorted(legend, key=place_of)
+    figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=len(names), frameon=False,
                   fontsize=8)  # fmt: skip
     return figure
+
+
+def _operations(panel: Any, groups: Sequence[Methods], names: Sequence[str]) -> None:
+    """Bars of useful operations per second, what is computed beyond them in outline, the machine's rate as a line."""
+    rows = [row for methods in groups for row in methods.values() if row.status == "ok"]
+    for x, row in grouped_bars(panel, groups, names, USEFUL):
+        if row.computed_tflop_per_s is not None:
+            beyond = max(0.0, row.computed_tflop_per_s - (row.useful_tflop_per_s or 0.0))
+            width = 0.93 * 0.81 / len(names)
+            panel.bar(x, beyond, width, bottom=row.useful_tflop_per_s, facecolor="none", edgecolor="black",
+                      linewidth=0.5)  # fmt: skip
+    tops = [value for row in rows for value in (row.useful_tflop_per_s, row.computed_tflop_per_s) if value is not None]
+    rates = [row.matmul_tflop_per_s for row in rows if row.matmul_tflop_per_s is not None]
+    for rate in sorted({min(rates), max(rates)} if rates else ()):
+        panel.axhline(rate, color="black", linewidth=0.8, linestyle=":")
+    panel.set_ylim(0, 1.12 * max([*tops, *rates], default=1.0))
+    panel.set_title("outlined: pads and other work beyond; dotted: rate of matrix products", fontsize=8)
 
 
 def _by_columns(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
