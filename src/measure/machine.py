@@ -16,6 +16,7 @@ from typing import Any
 # Large pages for torch's large CPU tensors, as serving on CPUs is tuned: full-batching, whose logits take gigabytes,
 # then prefills 1.4 times as fast, prepacking 1.15 times. Read by torch at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler else prints lines of its own
 
 import torch
 

@@ -58,6 +58,7 @@ class Outcome:
     bins: list[Bins] | None = None  # each batch's, where the whole dataset was packed
     engine: Engine | None = None  # while a comparison runs
     attention: str | None = None
+    kernel: str | None = None  # of attention, as one profiled pass showed it
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)

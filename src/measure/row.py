@@ -34,6 +34,8 @@ class Row:
     packing: str | None = _column("bin-packing algorithm, for methods that pack")
     forward: str | None = _column("fused or transformers: what computes a batch; none: a serving engine of its own")
     attention: str | None = _column("how attention is kept within prompts, and how rows are padded")
+    attention_kernel: str | None = _column("attention kernels that ran, as one profiled pass showed them; none: unseen")
+    ideal_attention_kernel: str | None = _column("the same of the ideal, which takes the fastest that there is")
     batch_size: int = _column("prompts served together; dataset-prepacking: bins", 0)
     num_prompts: int = _column("prompts measured", 0)
     num_batches: int = _column("batches that they make", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import sys
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from src.cli import UserError, warn
 from src.config import as_dict
-from src.measure import machine, records
+from src.measure import kernels, machine, records
 from src.measure.fitting import leave_out_what_cannot_fit, skip_dominated
 from src.measure.limit import measure_rates
 from src.measure.memory import PeakMemory, keep_freed_memory
@@ -25,13 +26,12 @@ from src.measure.plan import Outcome, Pass, Plan, UsageLoop
 from src.measure.records import Record
 from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
-from src.measure.timer import PhaseTimer
+from src.measure.timer import NoTimer, PhaseTimer
 from src.measure.verify import verify
 from src.measure.vllm.driver import Missing, Vllm
 from src.prefill import split
 from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
 from src.prefill.models import load_model
-from src.prefill.modern import Ideal
 
 
 def run(plan: Plan) -> list[Record]:
@@ -62,10 +62,12 @@ def run(plan: Plan) -> list[Record]:
             model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices)
             plan.split = split.in_words(model)
             if plan.ideal:
-                plan.ideal.engine = Ideal(model)
+                largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
+                plan.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), plan.device)
             try:
                 _verify(plan, model)
                 _time(plan, counters)
+                _find_kernels(plan)
             finally:
                 for outcome in plan.timed:
                     if outcome.engine:
@@ -182,6 +184,19 @@ def _go_on(plan: Plan, done: int) -> bool:
     c = plan.config
     going = [outcome for outcome in plan.outcomes if outcome.status == "ok"]
     return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
+
+
+def _find_kernels(plan: Plan) -> None:
+    """Profile each method's cheapest batch, once all is timed: a profiler may leave something that costs time."""
+    for outcome in plan.timed:
+        if not outcome.passes or outcome.method.apart or outcome.engine is None:
+            continue
+        cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
+        bins = outcome.bins[cheapest] if outcome.bins else None
+        carry = functools.partial(
+            outcome.engine.prefill, plan.token_ids(outcome.batches[cheapest]), NoTimer(), bins
+        )  # fmt: skip
+        outcome.kernel = kernels.kernels_of(carry, plan.device)
 
 
 def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: Sampler) -> UsageLoop | None:

@@ -110,6 +110,8 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         packing=c.packing if method.rows == "bin" else None,
         forward=None if method.serves else "transformers" if c.protocol == "paper" else c.forward,
         attention=outcome.attention,
+        attention_kernel=outcome.kernel,
+        ideal_attention_kernel=plan.ideal.kernel if plan.ideal else None,
         batch_size=c.batch_size,
         num_prompts=len(prompts.token_ids),
         num_batches=len(outcome.batches),

@@ -150,4 +150,8 @@ def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
     )
     reasons = invalid_reasons(seen)
     row.valid, row.invalid_reasons = not reasons, "; ".join(reasons) or None
-    row.notes = "; ".join(notes_of(seen)) or None
+    notes = notes_of(seen)
+    ours, ideals = row.attention_kernel, row.ideal_attention_kernel
+    if ours and ideals and ours != ideals:
+        notes.append(f"its attention ran on {ours}, the ideal's on {ideals}")
+    row.notes = "; ".join(notes) or None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig, PreTrainedModel
 
 from src.prefill import attention
@@ -169,12 +172,14 @@ class Ideal:
     """What could be hoped for: the model's own dense forward over as many useful tokens, in prompts of equal length.
 
     The tokens of a batch as k prompts of ceil(L / k), without padding or mask, logits at their last positions.
+
+    Args:
+        kernel: of attention: a backend of torch's, ``varlen`` for the variable-length kernel, None for torch's choice.
     """
 
-    attention = "no mask"
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, kernel: SDPBackend | str | None = None) -> None:
+        self._model, self._kernel = model, kernel
+        self.attention = f"no mask, {'SDPA' if kernel is None else kernel if isinstance(kernel, str) else kernel.name}"
 
     def close(self) -> None:
         """Nothing is held."""
@@ -183,12 +188,30 @@ class Ideal:
     def prefill(self, prompts: Sequence[TokenIds], t: Laps, bins: Bins | None = None) -> Prefilled:
         """One batch of equal prompts, as ``Engine.prefill`` says."""
         k, useful = len(prompts), np.concatenate(prompts)
-        rows = torch.from_numpy(np.resize(useful, (k, -(-len(useful) // k))))
+        width = -(-len(useful) // k)
+        rows = torch.from_numpy(np.resize(useful, (k, width)))
         t.lap("plan")
         rows = rows.to(self._model.device)
         t.lap("transfer")
         cache = new_cache()
-        hidden = self._model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True).last_hidden_state
+        with self._attention(k, width) as options:
+            hidden = self._model.get_decoder()(
+                input_ids=rows, past_key_values=cache, use_cache=True, **options
+            ).last_hidden_state
         logits = self._model.get_output_embeddings()(hidden[:, -1])
         t.lap("forward")
         return Prefilled(cache, None, logits, None, rows.numel(), k)
+
+    @contextlib.contextmanager
+    def _attention(self, k: int, width: int) -> Iterator[dict[str, Any]]:
+        """Pins the kernel, and gives what the decoder has to be called with for it."""
+        if self._kernel is None:
+            yield {}
+        elif isinstance(self._kernel, str):
+            starts = np.arange(k) * width
+            segments = plan_segments(starts, np.full(k, width), k * width, _window(self._model.config), self._kernel)
+            with attention.by_segments(self._model):
+                yield {"segments": segments.to(self._model.device)}
+        else:
+            with sdpa_kernel(self._kernel):
+                yield {}

@@ -1,0 +1,112 @@
+"""Which attention kernel really ran, by one profiled, untimed pass; and the ideal's, which takes the fastest there is.
+
+What torch picks under scaled-dot-product attention depends on the GPU, the type, the shape and the release: it may be
+FlashAttention in one method and cuDNN in the next, and then two methods differ by their kernels too.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.nn.attention import SDPBackend
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
+
+from src.cli import warn
+from src.measure.timer import NoTimer
+from src.prefill.attention import pick_kernel
+from src.prefill.methods import TokenIds
+from src.prefill.modern import Ideal
+
+# Kernels on a GPU by what their names hold, the more telling first.
+DEVICE_KERNELS = (
+    ("FlashAttention 4", r"flash_?attn.?cute|FlashAttentionForwardSm"),
+    ("FlashAttention 3", r"FlashAttnFwdSm\d+|flash_fwd_sm90"),
+    ("FlashAttention 2", r"flash_fwd(_splitkv)?_kernel"),
+    ("cuDNN", r"cudnn.*(sdpa|flash|fmha)"),
+    ("memory-efficient", r"fmha_cutlass|PyTorchMemEffAttention"),
+)
+FLASH = "FlashAttention"  # of a version that the operator does not tell
+OPERATORS = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash (CPU)",
+    "aten::_scaled_dot_product_flash_attention": FLASH,
+    "aten::_flash_attention_forward": FLASH,
+    "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
+    "aten::_cudnn_attention_forward": "cuDNN",
+    "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
+    "aten::_efficient_attention_forward": "memory-efficient",
+    "aten::_scaled_dot_product_attention_math": "math",
+}
+IDEAL_RUNS = 2  # timed, after one to warm up
+
+
+def kernels_in(operators: Iterable[tuple[str, float]], on_device: Iterable[tuple[str, float]]) -> list[str]:
+    """The attention kernels among what a profiler saw, those that took longest first.
+
+    A kernel's own name on the GPU says more than the operator that called it, which counts where no such name is known.
+
+    Args:
+        operators, on_device: names of torch's operators and of a GPU's kernels, each with its time.
+    """
+    found: dict[str, float] = defaultdict(float)
+    for name, spent in on_device:
+        if word := next((word for word, pattern in DEVICE_KERNELS if re.search(pattern, name)), None):
+            found[word] += spent
+    told = set(found)
+    for name, spent in operators:
+        word = OPERATORS.get(name)
+        if word and word not in told and not (word == FLASH and any(known.startswith(FLASH) for known in told)):
+            found[word] += spent
+    return sorted(found, key=lambda word: -found[word])
+
+
+def kernels_of(run: Callable[[], object], device: torch.device) -> str | None:
+    """The attention kernels of ``run``, called once under torch's profiler, in words; None where it saw none."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # a serving engine has a thread
+    try:
+        with profile(activities=activities, experimental_config=everywhere) as profiler:
+            run()
+        events = profiler.events() or []
+    except (RuntimeError, MemoryError, AssertionError) as error:  # a column less, never a measurement
+        warn(f"which attention kernel ran is not known ({type(error).__name__}: {str(error).splitlines()[0][:120]})")
+        return None
+    operators = [(event.name, event.self_cpu_time_total) for event in events if event.name in OPERATORS]
+    on_device = [(e.name, e.self_device_time_total) for e in events if e.device_type != torch.autograd.DeviceType.CPU]
+    return " and ".join(kernels_in(operators, on_device)) or None
+
+
+def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], device: torch.device) -> Ideal:
+    """The engine that prefills a batch fastest; those that cannot are left out, and of one there is nothing to try."""
+    if len(engines) == 1:
+        return engines[0]
+    taken: list[tuple[float, int]] = []
+    for place, engine in enumerate(engines):
+        try:
+            taken += [(_seconds(engine, prompts, device), place) for _ in range(1 + IDEAL_RUNS)][1:]
+        except (RuntimeError, ValueError):  # no such kernel for this type, shape or GPU; memory that runs out
+            continue
+    return engines[min(taken)[1]] if taken else engines[0]
+
+
+def _seconds(engine: Ideal, prompts: Sequence[TokenIds], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    engine.prefill(prompts, NoTimer())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def ideals(model: PreTrainedModel) -> list[Ideal]:
+    """The ideal with each kernel that there may be, torch's own choice first; on a CPU there is one."""
+    if model.device.type != "cuda":
+        return [Ideal(model)]
+    pinned = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    varlen = pick_kernel(model.device, model.dtype) == "varlen" and not getattr(model, "hf_device_map", None)
+    return [Ideal(model), *(Ideal(model, backend) for backend in pinned), *([Ideal(model, "varlen")] if varlen else [])]
