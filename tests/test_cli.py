@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY_OVERRIDES, command, tiny_model
 
 from src import reproduce, run
@@ -149,7 +150,8 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(typed: str, expected: str, b
 def test_a_gpu_that_is_not_there_is_said(call: Call, tmp_path: Path) -> None:
     code, _, err = call(run.main, *TINY_OVERRIDES, "device=cuda", f"results_dir={tmp_path}")
     assert code == 2
-    assert err.startswith("error: device: 'cuda' asked, but this torch")
+    why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
+    assert err == f"error: device: 'cuda' asked, but {why}; use device=cpu or device=auto\n"
     code, _, err = call(reproduce.main, "scale=gpu", f"results_dir={tmp_path}")
     assert code == 2
     assert err.startswith("error: device: 'cuda' asked")

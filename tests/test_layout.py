@@ -76,16 +76,15 @@ def test_unpacking_gives_each_prompt_its_own_keys_and_values(lengths: list[int])
         keys, values = torch.randn(2, rows, 3, width, 4)
         cache.update(keys, values, layer)
         originals.append((keys.clone(), values.clone()))
-    row, start, length = (torch.from_numpy(a) for a in (layout.row, layout.start, layout.length))
-    mask = unpack(cache, row, start, length)
+    mask = unpack(cache, layout, torch.device("cpu"))
     longest = max(lengths)
     assert mask.tolist() == [[0] * (longest - n) + [1] * n for n in lengths]
     for layer, pair in zip(cache.layers, originals, strict=True):
         for ours, original in zip((layer.keys, layer.values), pair, strict=True):
             assert ours.shape == (len(lengths), 3, longest, 4)
             for number, n in enumerate(lengths):
-                at = int(start[number])
-                assert torch.equal(ours[number, :, longest - n :], original[row[number], :, at : at + n])
+                at = int(layout.start[number])
+                assert torch.equal(ours[number, :, longest - n :], original[layout.row[number], :, at : at + n])
                 assert not ours[number, :, : longest - n].any()
 
 

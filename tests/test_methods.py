@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,9 @@ def break_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def break_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
     real, place = published.unpack, Layout.places
-    monkeypatch.setattr(published, "unpack", lambda cache, row, start, length: real(cache, row, 0 * start, length))
+    monkeypatch.setattr(
+        published, "unpack", lambda cache, layout, device: real(cache, replace(layout, start=0 * layout.start), device)
+    )
     monkeypatch.setattr(Layout, "places", lambda self, *rest: np.roll(place(self, *rest), 1))
 
 

@@ -7,9 +7,11 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from conftest import ROOT
+
+pytest.importorskip("nbclient", reason="needs the development packages")
+import nbformat
 
 NOTEBOOKS = ROOT / "notebooks"
 execute = runpy.run_path(str(ROOT / "scripts" / "notebooks.py"))["execute"]

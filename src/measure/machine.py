@@ -193,6 +193,7 @@ def manifest(device: torch.device) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    versions["torch"] = torch.__version__  # with the build, which a package's version may leave out
     commit, given = _git("rev-parse", "HEAD") or _installed_commit(), _given_commit()
     changed = _git("status", "--porcelain", "--", "src", "configs", "pyproject.toml")
     content: dict[str, Any] = {

@@ -6,8 +6,11 @@ import mmap
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
+
+from src.prefill.layout import Layout
 
 
 def new_cache() -> DynamicCache:
@@ -82,32 +85,36 @@ def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def unpack(cache: DynamicCache, row: torch.Tensor, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def unpack(cache: DynamicCache, layout: Layout, device: torch.device) -> torch.Tensor:
     """Scatter a packed cache, in place, into one left-padded row per prompt (the paper, section 3.1).
 
     Layer by layer, each packed tensor being freed before the next layer is scattered, so that at most one layer is
-    held twice.
+    held twice. What goes where is found on the host, which never waits for the device.
 
     Args:
         cache: per layer keys and values [rows, kv_heads, width, head_dim]; becomes [k, kv_heads, longest, head_dim].
-        row, start, length: int64 [k], where each prompt lies in the packed rows; length may be 0.
+        layout: where each prompt lies in the packed rows; a prompt may be of no token.
+        device: where the mask goes.
 
     Returns:
         The attention mask of the cache, int64 [k, longest]: 0 on pads, 1 on a prompt's tokens.
     """
-    k, longest, device = len(length), int(length.max()), length.device
-    column = torch.arange(longest, device=device)
-    mask = column >= (longest - length)[:, None]
-    prompt, to_column = mask.nonzero(as_tuple=True)
-    from_row = row[prompt]
+    row, start, length = layout.row, layout.start, layout.length
+    k, longest = len(length), int(length.max())
+    mask = np.arange(longest) >= (longest - length)[:, None]
+    prompt, to_column = mask.nonzero()
     from_column = start[prompt] + to_column - (longest - length[prompt])
+    moved: dict[torch.device, list[torch.Tensor]] = {}  # layers of a model that is split are on several devices
     layer: Any
     for layer in cache.layers:
-        indices = (prompt, to_column, from_row, from_column)  # layers of a model that is split are on several devices
-        prompt, to_column, from_row, from_column = (index.to(layer.keys.device) for index in indices)
+        here = layer.keys.device
+        if here not in moved:
+            places = (prompt, to_column, row[prompt], from_column)
+            moved[here] = [torch.from_numpy(each).to(here, non_blocking=True) for each in places]
+        to_row, to, from_row, from_ = moved[here]
         for name in ("keys", "values"):
             source = getattr(layer, name)
             target = source.new_zeros(k, source.shape[1], longest, source.shape[3])
-            target[prompt, :, to_column] = source[from_row, :, from_column]
+            target[to_row, :, to] = source[from_row, :, from_]
             setattr(layer, name, target)
-    return mask.long()
+    return torch.from_numpy(mask.astype(np.int64)).to(device, non_blocking=True)

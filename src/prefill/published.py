@@ -61,7 +61,7 @@ class Published:
         computed, logits, first_tokens = layout.computed_tokens, None, None
         mask: torch.Tensor | None = None
         if self._how.metric == "ttft":
-            unpacked = unpack(cache, rows.row, rows.start, rows.length)
+            unpacked = unpack(cache, layout, self._model.device)
             mask = torch.cat([unpacked, unpacked.new_ones(len(prompts), 1)], dim=1)
             t.lap("unpack")
             logits = self._model(
