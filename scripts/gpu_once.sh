@@ -2,7 +2,7 @@
 # All of it on a GPU machine that is at hand once and briefly, and that need not reach a network: packages, CUDA tests, a
 # smoke run of every experiment, then records, those that tell most first, until the time is up. Run in the project's root:
 #
-#   bash scripts/gpu_once.sh [seconds=780] [out=gpu_once] [wheels=FOLDER] [scale=gpu] [stages=tests,smoke,records]
+#   bash scripts/gpu_once.sh [seconds=780] [out=gpu_once] [wheels=FOLDER] [scale=gpu] [stages=tests,smoke,records] [experiment=all]
 #
 # seconds  for all of it; what is still running then is ended, and what was measured is kept
 # out      a folder for what is to be brought back: results.tgz (records and report, packed anew every 20 seconds), the
@@ -10,16 +10,17 @@
 # wheels   packages that the machine lacks, carried along; they are installed beside the environment, not into it
 # scale    cpu to practise where there is no GPU
 # stages   what to do, in this order
+# experiment  what to measure: names of configs/experiment/ with commas between them; fewer are planned sooner
 #
 # PYTHON names the interpreter (python3). Where the tree was carried without .git, PREPACK_BENCH_COMMIT says which commit
 # it is: `scripts/share.py check` compares it with the code that measured. docs/gpu.md has the whole way.
 set -u
 fail() { echo "error: $1" >&2; exit 2; }
-seconds=780 out=gpu_once wheels='' scale=gpu stages=tests,smoke,records python=${PYTHON:-python3}
+seconds=780 out=gpu_once wheels='' scale=gpu stages=tests,smoke,records experiment=all python=${PYTHON:-python3}
 for argument in "$@"; do
   case $argument in
-    seconds=* | out=* | wheels=* | scale=* | stages=*) printf -v "${argument%%=*}" %s "${argument#*=}" ;;
-    *) fail "$argument: there is no such option; give seconds=, out=, wheels=, scale= or stages=" ;;
+    seconds=* | out=* | wheels=* | scale=* | stages=* | experiment=*) printf -v "${argument%%=*}" %s "${argument#*=}" ;;
+    *) fail "$argument: there is no such option; give seconds=, out=, wheels=, scale=, stages= or experiment=" ;;
   esac
 done
 [[ $seconds =~ ^([6-9][0-9]|[1-9][0-9]{2,5})$ ]] || fail "seconds: '$seconds'; give a whole number of 60 or more"
@@ -71,7 +72,8 @@ for each in ${stages//,/ }; do
     records)
       minutes=$(awk "BEGIN { printf \"%.2f\", ($(left) - 30) / 1.15 / 60 }")
       cd "$work" || exit 1
-      stage records $(($(left) - 15)) "$python" -m src.reproduce scale="$scale" minutes="$minutes"
+      stage records $(($(left) - 15)) "$python" -m src.reproduce scale="$scale" minutes="$minutes" \
+        experiment="$experiment"
       cd "$root" || exit 1 ;;
   esac
 done

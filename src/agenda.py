@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.apart import BROKEN_OFF, run_apart
@@ -53,9 +53,10 @@ def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> l
     found: dict[str, Task] = {}
     for name, each in runs.items():
         for one in each:
-            methods = compose(one)[0].compared_methods
-            begins = [[f"methods=[{method}]"] for method in methods] if name == searched else [[]]
-            task = Task(name, one, [prepare(compose([*one, *added])[0]) for added in begins], name == searched)
+            config, _ = compose(one)
+            each_method = [replace(config, methods=[method]) for method in config.compared_methods]
+            begins = each_method if name == searched else [config]
+            task = Task(name, one, [prepare(begin) for begin in begins], name == searched)
             found.setdefault(f"{task.searches} {task.plans[0].comparison_id}", task)
     return sorted(found.values(), key=lambda task: task.priority)
 

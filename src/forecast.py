@@ -18,7 +18,7 @@ import scipy.optimize
 
 from src.cli import warn
 from src.measure import records
-from src.measure.duration import REACHED, Parts, parts_of
+from src.measure.duration import REACHED, parts_of
 from src.measure.gpus import rate
 from src.measure.plan import Plan
 
@@ -67,7 +67,6 @@ class Forecast:
         self._rates: dict[str, float] = {}
         self._taken: list[Taken] = []
         self._report_s: float | None = None
-        self._parts: dict[str, Parts] = {}
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             self._rates = {str(name): float(value) for name, value in content["rates"].items()}
@@ -78,9 +77,13 @@ class Forecast:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             warn(f"{self._path}: estimates begin anew ({type(error).__name__}: {error})")
 
-    def seconds(self, plan: Plan) -> float:
-        """Estimated seconds of a comparison, from the start of its process to its end."""
-        fixed_s, forward_s = self._estimate(plan)
+    def seconds(self, plan: Plan, times: float = 1.0) -> float:
+        """Estimated seconds of a comparison, from the start of its process to its end.
+
+        Args:
+            times: as if it had so many times as many prompts in each batch.
+        """
+        fixed_s, forward_s = self._estimate(plan, times)
         found = corrected(fixed_s, forward_s, _kind(plan), self._taken)
         broken_off = [t.seconds for t in self._taken if t.comparison_id == plan.comparison_id and not t.finished]
         return max([found, *(BROKEN_OFF * seconds for seconds in broken_off)])
@@ -101,11 +104,11 @@ class Forecast:
         self._report_s = seconds
         self._keep()
 
-    def _estimate(self, plan: Plan) -> tuple[float, float]:
+    def _estimate(self, plan: Plan, times: float = 1.0) -> tuple[float, float]:
         key = f"{plan.device_name}, {plan.config.dtype}"
         if key not in self._rates:
             self._rates[key] = rate(plan.device, plan.dtype)
-        parts = self._parts.setdefault(plan.comparison_id, parts_of(plan))
+        parts = parts_of(plan, times)
         return parts.fixed_s, parts.operations / (REACHED * self._rates[key])
 
     def _keep(self) -> None:

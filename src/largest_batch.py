@@ -106,17 +106,18 @@ def _status(
         return "error"
 
 
-def seconds(plans: list[Plan], estimated: Callable[[Plan], float]) -> float:
+def seconds(plans: list[Plan], estimated: Callable[[Plan, float], float]) -> float:
     """Estimated seconds of a whole search, as if nothing of it were recorded.
 
-    A size costs what the first does for each of its prompts, and fails where a lower bound of its memory does.
+    A size fails where a lower bound of its memory does.
 
     Args:
         plans: for each method the comparison that its search begins with.
+        estimated: seconds of a comparison with so many times as many prompts in its batch.
     """
     total = 0.0
     for plan in plans:
-        first, one_s, memory_mb = plan.config.batch_size, estimated(plan), _memory_mb(plan)
+        first, memory_mb = plan.config.batch_size, _memory_mb(plan)
         tried: list[int] = []
 
         def status_of(size: int, plan: Plan = plan, memory_mb: float = memory_mb, tried: list[int] = tried) -> str:
@@ -124,7 +125,7 @@ def seconds(plans: list[Plan], estimated: Callable[[Plan], float]) -> float:
             return "ok" if _needed_mb(plan, size) <= memory_mb else "oom"
 
         walk(first, status_of)
-        total += sum(one_s * max(1.0, size / first) for size in tried)
+        total += sum(estimated(plan, size / first) for size in tried)
     return total
 
 

@@ -82,6 +82,9 @@ def test_an_estimate_grows_with_what_is_asked_for(tiny_config: Callable[..., Con
         return duration.parts_of(prepare(tiny_config("methods=[full-batching,prepacking]", *overrides)))
 
     plain = parts()
+    twice = duration.parts_of(prepare(tiny_config("methods=[full-batching,prepacking]")), times=2)
+    assert twice.operations == 2 * plain.operations
+    assert plain.fixed_s < twice.fixed_s < 2 * plain.fixed_s  # more prompts are verified; it starts but once
     assert parts("repeats=4").operations > plain.operations
     assert parts("num_prompts=24").operations > plain.operations
     assert parts("methods=[full-batching]").operations < plain.operations
@@ -120,7 +123,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         state["left"] -= takes
         return real(config)
 
-    def estimate(_: Forecast, plan: Plan) -> float:
+    def estimate(_: Forecast, plan: Plan, times: float = 1.0) -> float:
         return float(state["seconds"][plan.config.batch_size])
 
     monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model())
@@ -191,5 +194,5 @@ def test_a_search_ends_where_the_next_size_does_not_fit(tmp_path: Path, monkeypa
 def test_a_search_is_estimated_to_double_until_memory_would_run_out(tiny_config: Callable[..., Config]) -> None:
     plan = prepare(tiny_config("num_prompts=4", "protocol=paper", "isolate=true", "memory_limit_mb=100"))
     wide = prepare(tiny_config("num_prompts=4", "protocol=paper", "isolate=true", "memory_limit_mb=1000"))
-    small, large = (largest_batch.seconds([each], lambda _: 1.0) for each in (plan, wide))
+    small, large = (largest_batch.seconds([each], lambda _, times: times) for each in (plan, wide))
     assert 2 < small < large < 1.5 * 10 * small

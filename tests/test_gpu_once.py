@@ -37,7 +37,7 @@ def called(tmp_path: Path, *arguments: str, **environment: str) -> tuple[subproc
 def test_tests_then_a_smoke_run_then_records_and_all_of_it_comes_back(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "one.whl").touch()
-    done, calls = called(tmp_path, "seconds=500", f"wheels={tmp_path / 'wheels'}")
+    done, calls = called(tmp_path, "seconds=500", f"wheels={tmp_path / 'wheels'}", "experiment=today,traces")
     assert done.returncode == 0, done.stderr
     asked = [call for call in calls if "pip list" not in call]
     wanted = ["pip install", "check_environment.py", "-m pytest -q -m gpu", "smoke=true scale=gpu",
@@ -45,6 +45,7 @@ def test_tests_then_a_smoke_run_then_records_and_all_of_it_comes_back(tmp_path: 
     assert len(asked) == len(wanted)
     assert all(part in call for part, call in zip(wanted, asked, strict=True)), asked
     minutes = float(asked[4].split("minutes=")[1].split()[0])
+    assert "experiment=today,traces" in asked[4]
     assert 1.15 * 60 * minutes + 30 <= 500  # it may run over by 15 %
     assert all(f"/site:{ROOT}" in call for call in asked[1:])  # carried packages come first, the tree is found anywhere
     with tarfile.open(tmp_path / "out" / "results.tgz") as packed:
@@ -66,7 +67,7 @@ def test_a_stage_that_fails_keeps_no_other_from_being_done(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("hours=1", "hours=1: there is no such option; give seconds=, out=, wheels=, scale= or stages="),
+        ("hours=1", "hours=1: there is no such option; give seconds=, out=, wheels=, scale=, stages= or experiment="),
         ("seconds=ten", "seconds: 'ten'; give a whole number of 60 or more"),
         ("seconds=59", "seconds: '59'; give a whole number of 60 or more"),
         ("scale=tpu", "scale: unknown 'tpu'; choose one of cpu, gpu"),

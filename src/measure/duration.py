@@ -25,8 +25,12 @@ class Parts:
     operations: float
 
 
-def parts_of(plan: Plan) -> Parts:
-    """Reckon a comparison: verification, warm-up and timed passes of each method, and what is done around them."""
+def parts_of(plan: Plan, times: float = 1.0) -> Parts:
+    """Reckon a comparison: verification, warm-up and timed passes of each method, and what is done around them.
+
+    Args:
+        times: reckon as if it had so many times as many prompts in each batch.
+    """
     shape, c, kind = Shape.of(plan.source.config), plan.config, plan.device.type
     fixed_s = START_S[kind] + (shape.layer_parameters + shape.vocabulary) / DRAWN_PER_S[kind] + c.sampler_overhead_s
     fixed_s += RATES_S[kind] if c.ideal else 0.0
@@ -39,11 +43,11 @@ def parts_of(plan: Plan) -> Parts:
         operations += (c.warmup + c.repeats) * sum(batches)
         fixed_s += ENGINE_S.get(outcome.method.name, 0.0)
         if outcome in plan.outcomes:
-            prompts = len(hardest) * c.batch_size
+            prompts = times * len(hardest) * c.batch_size
             operations += 2 * sum(hardest)  # by the method, and each prompt alone
             fixed_s += prompts * ALONE_S[kind] * (1 + c.generate_tokens)
             fixed_s += min(c.utilization_loop_s, WINDOWS_S[kind])
-    return Parts(fixed_s, operations)
+    return Parts(fixed_s, times * operations)
 
 
 def _operations(plan: Plan, outcome: Outcome) -> list[float]:
