@@ -6,10 +6,13 @@ import functools
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
-from transformers import PretrainedConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 SMALLEST_PRODUCT = 128
 LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}

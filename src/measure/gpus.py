@@ -20,6 +20,7 @@ from src import places
 from src.cli import UserError
 from src.measure.estimate import usual_rate
 
+USUAL = ("cuda:0", "bfloat16")  # what a rate is asked for unless settings say otherwise: one child then answers it all
 ANSWER_S = 180  # a first import of torch from a slow disk takes a minute
 
 
@@ -54,7 +55,7 @@ def gpus() -> tuple[Gpu, ...]:
     if torch.cuda.is_initialized():
         found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         return tuple(Gpu(each.name, each.total_memory / 2**20) for each in found)
-    return tuple(Gpu(**each) for each in _asked()["gpus"])
+    return tuple(Gpu(**each) for each in _asked(*USUAL)["gpus"])
 
 
 def rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -69,9 +70,9 @@ def rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 @functools.cache
-def _asked(*arguments: str) -> dict[str, Any]:
+def _asked(device: str, dtype: str) -> dict[str, Any]:
     # -P: a folder src of the user's in the current folder is not this one.
-    command = [sys.executable, "-P", "-m", "src.measure.gpus", *arguments]
+    command = [sys.executable, "-P", "-m", "src.measure.gpus", device, dtype]
     try:
         done = subprocess.run(command, env=places.environment(), capture_output=True, text=True, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
@@ -89,11 +90,10 @@ def _unusable(reason: object) -> UserError:
 
 
 def main() -> None:
-    """What the child prints: the GPUs; of a device and a type as arguments, the rate too."""
+    """What the child prints: the GPUs, and the rate of the device and type that are its arguments."""
     torch.cuda.init()
     answer: dict[str, Any] = {"gpus": [asdict(each) for each in gpus()]}
-    if sys.argv[1:]:
-        answer["rate"] = usual_rate(torch.device(sys.argv[1]), getattr(torch, sys.argv[2]))
+    answer["rate"] = usual_rate(torch.device(sys.argv[1]), getattr(torch, sys.argv[2]))
     print(json.dumps(answer))
 
 
