@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.apart import BROKEN_OFF, run_apart
-from src.cli import EXIT_BAD_INPUT
 from src.config import compose
 from src.forecast import Clock, Forecast
 from src.largest_batch import OutOfTime, search
@@ -145,8 +144,8 @@ def _run(plan: Plan, forecast: Forecast, clock: Clock) -> int:
     began_s, over_s = time.monotonic(), clock.grace_s(OVERTIME)
     code = run_apart(plan.config, None if over_s is None else max(1.0, over_s - forecast.report_s))
     seconds = time.monotonic() - began_s
-    if code != EXIT_BAD_INPUT:  # which it ends with before it has begun
-        forecast.took(plan, seconds, finished=code != BROKEN_OFF)
+    if code in {0, BROKEN_OFF}:  # how long it takes to fail tells nothing
+        forecast.took(plan, seconds, finished=code == 0)
     if code == BROKEN_OFF:
         raise _BrokenOff(seconds)
     return code

@@ -121,7 +121,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             state["left"] -= at_most_s
             return apart.BROKEN_OFF
         state["left"] -= takes
-        return real(config)
+        return state.get("code") or real(config)
 
     def estimate(_: Forecast, plan: Plan, times: float = 1.0) -> float:
         return float(state["seconds"][plan.config.batch_size])
@@ -164,6 +164,14 @@ def test_what_takes_longer_than_it_should_is_broken_off_without_a_row(
     assert "broken off after 0 s: it was estimated to take 40 s, and the time is over" in out
     assert "left out: today: 3 comparisons, about 65 s" in out
     assert out.endswith("no report: nothing is recorded yet; give more minutes\n")
+
+
+def test_how_long_it_takes_to_fail_tells_nothing(three: dict[str, Any], call: Call, tmp_path: Path) -> None:
+    three.update(left=500.0, code=1)
+    code, out, _ = call(reproduce.main, "experiment=today", "scale=cpu", f"results_dir={tmp_path}")
+    assert (code, three["measured"]) == (2, [4, 2, 3])  # without a limit of time in the order of the experiment's runs
+    assert "left out" not in out
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_process_that_is_broken_off_leaves_no_row(tiny_config: Callable[..., Config]) -> None:
