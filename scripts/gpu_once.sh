@@ -28,6 +28,10 @@ done
 [[ $stages =~ ^(tests|smoke|records)(,(tests|smoke|records))*$ ]] || fail "stages: '$stages'; choose of tests, smoke, records"
 [ -z "$wheels" ] || compgen -G "$wheels/*.whl" >/dev/null || fail "wheels: no wheel in '$wheels'; name a folder of .whl files"
 [ -f src/reproduce.py ] || fail "the current folder is not the project's root; change to it first"
+commit=${PREPACK_BENCH_COMMIT:-}
+[[ -z $commit || $commit =~ ^[0-9a-f]{40}$ ]] ||
+  fail "PREPACK_BENCH_COMMIT: '$commit'; give the 40 hex digits that \`git rev-parse HEAD\` prints"
+[ -e .git ] || [ -n "$commit" ] || echo "note: no .git here and no PREPACK_BENCH_COMMIT: records will name no commit" >&2
 command -v "$python" >/dev/null || fail "PYTHON: there is no '$python'; name an interpreter"
 mkdir -p "$out" && [ -w "$out" ] || fail "out: cannot write '$out'; name a writable folder"
 out=$(realpath "$out")

@@ -23,7 +23,7 @@ from src.report.section import VERDICTS, Section
 from src.report.select import CLOSE, judged, one_kind
 from src.report.tables import WIDEST
 from src.reproduce import SEARCHED
-from src.sweeps import experiments, sweep
+from src.sweeps import experiments, small, sweep
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
@@ -73,6 +73,19 @@ def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
             assert config.num_prompts <= 320
             assert config.dataset.source == "profile" or name in {"bench", "scaling"}
     assert len(runs) == len({tuple(one) for one in runs})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_a_smoke_run_is_one_comparison_of_a_few_prompts(name: str, scale: str) -> None:
+    (one,) = small(sweep(name, [f"scale={scale}", "results_dir=nowhere"]))
+    config, whole = compose(one)[0], compose(sweep(name, [f"scale={scale}"])[0])[0]
+    assert (config.num_prompts, config.batch_size, config.repeats, config.dataset.source) == (8, 4, 2, "profile")
+    assert config.isolate == (scale == "gpu")  # as in earnest, where a process opens the GPU
+    assert config.model.name == ("llama-110m" if scale == "gpu" else whole.model.name)
+    same = ("methods", "method", "metric", "protocol", "loadbit", "quirks", "generate_tokens", "ideal")
+    assert [getattr(config, key) for key in same] == [getattr(whole, key) for key in same]
+    assert config.results_dir == "nowhere"
 
 
 def test_make_reproduce_knows_every_experiment_but_those_with_a_command_of_their_own() -> None:

@@ -64,6 +64,12 @@ def test_a_stage_that_fails_keeps_no_other_from_being_done(tmp_path: Path) -> No
     assert (tmp_path / "out" / "results.tgz").is_file()
 
 
+def test_a_commit_that_is_none_ends_it_before_time_is_spent(tmp_path: Path) -> None:
+    done, calls = called(tmp_path, PREPACK_BENCH_COMMIT="main")
+    assert (done.returncode, calls) == (2, [])
+    assert "error: PREPACK_BENCH_COMMIT: 'main'; give the 40 hex digits that `git rev-parse HEAD` prints" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
