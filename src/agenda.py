@@ -43,7 +43,7 @@ class Task:
 
 
 def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> list[Task]:
-    """Every comparison once, those that tell most first; of those that tell as much, the order of their experiments.
+    """Every comparison once, in the order of the experiments.
 
     Args:
         runs: by experiment the overrides of each of its runs.
@@ -57,7 +57,7 @@ def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> l
             begins = each_method if name == searched else [config]
             task = Task(name, one, [prepare(begin) for begin in begins], name == searched)
             found.setdefault(f"{task.searches} {task.plans[0].comparison_id}", task)
-    return sorted(found.values(), key=lambda task: task.priority)
+    return list(found.values())
 
 
 def estimate(task: Task, forecast: Forecast) -> float:
@@ -99,7 +99,7 @@ class _BrokenOff(Exception):
 
 
 def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock) -> tuple[int, list[Task]]:
-    """Measure what fits into the time, in turn; the worst exit code, and what was left out."""
+    """Measure what fits into the time, what tells most first; the worst exit code, and what was left out."""
     worst, waiting, left_out, said = 0, list(new), list[Task](), ""
 
     def fits(plan: Plan) -> bool:
@@ -114,7 +114,7 @@ def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock
         worst = max(worst, _run(plan, forecast, clock))
 
     while waiting:
-        # Of those that tell as much the cheapest first, where time ends: so more of them fit.
+        # Of those that tell as much the cheapest first, where time ends: so more of them fit. Else as they come.
         task = min(waiting, key=lambda task: (task.priority, task.estimated_s if clock.ends else 0))
         waiting.remove(task)
         try:
