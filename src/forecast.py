@@ -7,6 +7,7 @@ Where that file is missing or unreadable, estimates begin anew.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,22 @@ class Taken:
     seconds: float
     finished: bool
 
+    def __post_init__(self) -> None:
+        """Refuse what no comparison takes, which a file may hold that somebody has edited.
+
+        Raises:
+            ValueError: a time that is none.
+        """
+        for name in ("fixed_s", "forward_s", "seconds"):
+            _positive(name, getattr(self, name))
+
+
+def _positive(name: str, value: Any) -> float:
+    """The number that it is, if it is above 0 and finite. Raises ValueError."""
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)
+
 
 def corrected(fixed_s: float, forward_s: float, kind: str, before: Sequence[Taken]) -> float:
     """Seconds of a comparison, from its estimate and from those before it.
@@ -69,9 +86,10 @@ class Forecast:
         self._report_s: float | None = None
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            self._rates = {str(name): float(value) for name, value in content["rates"].items()}
-            self._taken = [Taken(**each) for each in content["taken"]]
-            self._report_s = content["report_s"] and float(content["report_s"])
+            rates = {str(name): _positive(name, value) for name, value in content["rates"].items()}
+            taken = [Taken(**each) for each in content["taken"]]
+            report_s = content["report_s"] and _positive("report_s", content["report_s"])
+            self._rates, self._taken, self._report_s = rates, taken, report_s
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -66,7 +66,21 @@ def test_times_are_kept_and_what_was_broken_off_is_not_underestimated_again(
     assert again.seconds(other) < 5 * first
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"rates": {}, "taken": [{"kind": "a"}], "report_s": null}'])
+TAKEN = '{"rates": {}, "taken": [%s], "report_s": null}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        TAKEN % '{"kind": "a"}',
+        '{"rates": {"some GPU": 0}, "taken": [], "report_s": null}',
+        TAKEN % json.dumps({**vars(Taken("a", "b", 1.0, 1.0, 1.0, True)), "fixed_s": 0, "forward_s": 0}),
+        TAKEN % json.dumps({**vars(Taken("a", "b", 1.0, 1.0, 1.0, True)), "seconds": "long"}),
+        TAKEN % json.dumps({**vars(Taken("a", "b", 1.0, 1.0, 1.0, True)), "seconds": float("nan")}),
+    ],
+)
 def test_a_file_of_times_that_cannot_be_read_begins_anew(
     content: str, tmp_path: Path, tiny_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
