@@ -93,15 +93,15 @@ def _status(
     try:
         plan = prepare(config)
     except UserError as error:
-        print(f"batch size {config.batch_size}: {error}")
-        return "error"
-    name = plan.run_id(plan.outcomes[0].method)
+        if error.setting != "batch_size":
+            raise
+        return "too few prompts"
     if plan.recorded() is None:
         if not may_start(plan):
             raise OutOfTime
         measure(plan)
     try:
-        return records.read(results_dir / name).row.status
+        return records.read(results_dir / plan.run_id(plan.outcomes[0].method)).row.status
     except ValueError:  # it ended before it could leave a row, and said why
         return "error"
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src import apart, largest_batch, reproduce
+from src.cli import UserError
 from src.config import Config, compose, config_hash
 from src.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure import duration, records
@@ -37,7 +38,8 @@ def test_an_estimate_comes_near_what_others_of_its_kind_took(
     # It lies between the estimate and what was seen, and so does that of a kind that was not seen yet, less near.
     assert min(1, off) <= (found / (fixed_s + forward_s)) * (1 + 1e-9) <= max(1, off) * (1 + 1e-6)
     strange = corrected(fixed_s, forward_s, "b", before[:1])
-    assert abs(strange - taken) >= abs(corrected(fixed_s, forward_s, "a", before[:1]) - taken) * (1 - 1e-9)
+    rounding = 1e-12 * taken
+    assert abs(strange - taken) + rounding >= abs(corrected(fixed_s, forward_s, "a", before[:1]) - taken) * (1 - 1e-9)
     assert corrected(fixed_s, forward_s, "a", [replace(each, finished=False) for each in before]) == pytest.approx(
         fixed_s + forward_s
     )
@@ -211,6 +213,21 @@ def test_a_search_ends_where_the_next_size_does_not_fit(tmp_path: Path, monkeypa
             largest_batch.search(overrides, tmp_path, fits)
         assert sizes == tried
         sizes.clear()
+
+
+def test_a_search_ends_where_prompts_do_and_passes_on_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("two words\n" * 5, encoding="utf-8")
+    common = [*TINY_OVERRIDES, "num_prompts=${batch_size}", "batch_size=2", "method=prepacking", "repeats=1",
+              f"results_dir={tmp_path / 'results'}"]  # fmt: skip
+    of_file = ["dataset=file", "dataset.source=file", f"dataset.path={file}", "++model.architecture.vocab_size=32000"]
+    monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model(vocab_size=32_000))
+    assert largest_batch.search([*common, *of_file], tmp_path / "results") == {"prepacking": 4}  # not 8 of 5 prompts
+    assert "largest batch of prepacking: 4\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^loadbit: 4-bit weights need sizes"):  # no size would mend it
+        largest_batch.search([*common, "loadbit=4"], tmp_path / "results")
 
 
 def test_a_search_is_estimated_to_double_until_memory_would_run_out(tiny_config: Callable[..., Config]) -> None:
