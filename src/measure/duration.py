@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from src.measure.estimate import Shape
-from src.measure.plan import Outcome, Plan
+from src.measure.plan import Plan
 from src.measure.vllm import driver
 
 REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
@@ -38,7 +38,10 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
     for outcome in plan.timed:
         if outcome.method.apart and not driver.installed():
             continue
-        batches = _operations(plan, outcome)
+        batches = [
+            shape.operations(*size, plan.logit_positions(*size, batch))
+            for batch, size in zip(outcome.batches, outcome.shapes, strict=True)
+        ]
         hardest = sorted(batches)[-c.verify_batches :]
         operations += (c.warmup + c.repeats) * sum(batches)
         fixed_s += ENGINE_S.get(outcome.method.name, 0.0)
@@ -48,15 +51,6 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
             fixed_s += prompts * ALONE_S[kind] * (1 + c.generate_tokens)
             fixed_s += min(c.utilization_loop_s, WINDOWS_S[kind])
     return Parts(fixed_s, times * operations)
-
-
-def _operations(plan: Plan, outcome: Outcome) -> list[float]:
-    """Operations of each batch's forward."""
-    shape = Shape.of(plan.source.config)
-    return [
-        shape.operations(*size, plan.logit_positions(*size, batch))
-        for batch, size in zip(outcome.batches, outcome.shapes, strict=True)
-    ]
 
 
 def in_words(seconds: float) -> str:

@@ -7,7 +7,6 @@ FlashAttention in one method and cuDNN in the next, and then two methods differ 
 from __future__ import annotations
 
 import re
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from src.cli import warn
-from src.measure.timer import NoTimer
+from src.measure.timer import PhaseTimer
 from src.prefill.attention import pick_kernel
 from src.prefill.methods import TokenIds
 from src.prefill.modern import Ideal
@@ -81,29 +80,25 @@ def kernels_of(run: Callable[[], object], device: torch.device) -> str | None:
     return " and ".join(kernels_in(operators, on_device)) or None
 
 
-def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], device: torch.device) -> Ideal:
+def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], *devices: torch.device) -> Ideal:
     """The engine that prefills a batch fastest; those that cannot are left out, and of one there is nothing to try."""
     if len(engines) == 1:
         return engines[0]
+    timer = PhaseTimer(*devices)
     taken: list[tuple[float, int]] = []
     for place, engine in enumerate(engines):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # several lines on why a kernel does not serve
-                taken += [(_seconds(engine, prompts, device), place) for _ in range(1 + IDEAL_RUNS)][1:]
+                for run in range(1 + IDEAL_RUNS):
+                    timer.start()
+                    engine.prefill(prompts, timer)
+                    timer.stop()
+                    if run:
+                        taken.append((timer.host_seconds, place))
         except Exception:  # no such kernel for this type, shape or GPU, as each library says it; memory that runs out
             continue
     return engines[min(taken)[1]] if taken else engines[0]
-
-
-def _seconds(engine: Ideal, prompts: Sequence[TokenIds], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    engine.prefill(prompts, NoTimer())
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def ideals(model: PreTrainedModel) -> list[Ideal]:

@@ -63,7 +63,7 @@ def run(plan: Plan) -> list[Record]:
             plan.split = split.in_words(model)
             if plan.ideal:
                 largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
-                plan.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), plan.device)
+                plan.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), *plan.devices)
             try:
                 _verify(plan, model)
                 _time(plan, counters)
@@ -193,9 +193,8 @@ def _find_kernels(plan: Plan) -> None:
             continue
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
         bins = outcome.bins[cheapest] if outcome.bins else None
-        carry = functools.partial(
-            outcome.engine.prefill, plan.token_ids(outcome.batches[cheapest]), NoTimer(), bins
-        )  # fmt: skip
+        prompts = plan.token_ids(outcome.batches[cheapest])
+        carry = functools.partial(outcome.engine.prefill, prompts, NoTimer(), bins)
         outcome.kernel = kernels.kernels_of(carry, plan.device)
 
 

@@ -164,13 +164,8 @@ class Sampler:
         masks, others = seen("clock_event_reasons"), seen("other_processes")
         reasons = {name for mask in masks for name in throttle_names(int(mask))}
         utilization = seen("utilization_pct")
-        rising_mhz, settled_mhz = _rising(
-            [
-                (at - start_s, reading.values["sm_clock_mhz"])
-                for at, reading in within
-                if "sm_clock_mhz" in reading.values
-            ]
-        )
+        clocks = [(at - start_s, reading.values.get("sm_clock_mhz")) for at, reading in within]
+        rising_mhz, settled_mhz = _rising([(at, mhz) for at, mhz in clocks if mhz is not None])
         return Usage(
             max_utilization_pct=max(utilization, default=None),
             mean_utilization_pct=mean("utilization_pct"),
