@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.measure.records import Record, read_all  # noqa: E402
+from src.measure.records import read_all  # noqa: E402
 from src.measure.row import COLUMNS  # noqa: E402
 from src.measure.schema import MANIFEST, json_schema  # noqa: E402
 from src.report import aggregate, tables  # noqa: E402
@@ -30,7 +30,7 @@ MARKERS = re.compile(f"(?P<start>{START}).*?{END}", re.S)
 
 
 @functools.cache
-def report(folder: str) -> tuple[list[Section], list[list[Record]]]:
+def report(folder: str) -> tuple[list[Section], list[aggregate.Comparison]]:
     """The sections of the records below a folder, which are of one machine, and its comparisons."""
     groups = aggregate.comparisons(ROOT / folder)
     (sections,) = sections_of(groups).values()
@@ -44,7 +44,7 @@ def measured(kind: str, sizes: str | None, folder: str) -> str:
         sizes: the batch sizes whose rows are shown; None: all.
     """
     sections, groups = report(folder)
-    ran = f"**{groups[0][0].row.device_name}**"
+    ran = f"**{groups[0].rows[0].device_name}**"
     if kind == "claims":
         return f"{ran}\n\n{claims_table(sections)}"
     section = next(section for section in sections if section.name == kind)
@@ -55,9 +55,9 @@ def measured(kind: str, sizes: str | None, folder: str) -> str:
         body, sources = [body[number] for number in kept], [sources[number] for number in kept]
     shown = {run_id for each in sources for run_id in each}
     table = tables.markdown(section.table.header, body)
-    measured_by = [record for group in groups for record in group if record.row.run_id in shown]
-    said = tables.notes([record.row for record in measured_by])[1:] if sizes else section.notes
-    return "\n".join([ran, "", table, "", *said, "", tables.provenance(measured_by)])
+    measured_by = [record for group in groups for record in group.shown if record.row.run_id in shown]
+    said = tables.notes([record.row for record in measured_by]) if sizes else section.notes
+    return "\n".join([ran, "", table, *tables.bullets(said), "", tables.provenance(measured_by)])
 
 
 def machines(folder: str) -> str:

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -183,27 +183,74 @@ def typed(composed: Any) -> Config:
     Raises:
         UserError: a value outside its choices or limits, naming the setting.
     """
+    _check_keys(composed)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
     assert isinstance(config, Config)
-    _name_own(config)
+    _name_own_model(config.model)
+    _name_own_dataset(config.dataset)
     check(config)
     return config
 
 
-def _name_own(config: Config) -> None:
-    """A model.path or dataset.hub_id other than the chosen YAML's is another one, with a name of its own.
+def _check_keys(composed: Any) -> None:
+    """Hydra's ``+key=value`` adds keys, and a merge passes over those that the dataclasses lack: here none is."""
+    for prefix, schema in (("", Config), ("model.", ModelConfig), ("dataset.", DatasetConfig)):
+        given = composed.get(prefix[:-1]) if prefix else composed
+        known = {known.name for known in fields(schema)}
+        for key in map(str, given or ()):
+            if key not in known:
+                raise UserError(
+                    f"{prefix}{key}", "there is no such setting", "`python -m src.run --help` lists them all"
+                )
 
-    So rows never bear a shipped name for another one's weights or prompts, and neither random weights of the shipped
-    shape nor the shipped length profile ever stand in for it.
+
+def _name_own_model(model: ModelConfig) -> None:
+    """A model.path other than the chosen YAML's is another model, with a name of its own.
+
+    So no row bears a shipped name for another one's weights, and random weights of the shipped shape never stand in
+    for it.
     """
-    model, dataset = config.model, config.dataset
     shipped = _shipped("model", model.name)
-    if model.path and shipped and shipped.get("path") != model.path:
-        model.name, model.architecture = _own_name(model.path), None
+    if shipped and model.path and shipped.get("path") != model.path:
+        model.name, model.architecture = _own_name("model", model.path), None
+    elif shipped and model.architecture != shipped.get("architecture"):
+        model.name = f"own-{model.name}"
+
+
+# What says which prompts a dataset is. Cutting them (max_tokens) leaves it the same dataset, and a row says so.
+DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "profile")
+
+
+def _name_own_dataset(dataset: DatasetConfig) -> None:
+    """Prompts other than the chosen YAML's, whichever way they come in, have a name of their own.
+
+    So no row bears a shipped name for other prompts, which would be judged by what the paper claims on those, and the
+    shipped length profile never stands in for them.
+
+    Raises:
+        UserError: a file is named that is not read.
+    """
     shipped = _shipped("dataset", dataset.name)
-    if dataset.hub_id and dataset.source in ("auto", "hub") and shipped and shipped.get("hub_id") != dataset.hub_id:
-        dataset.name = _own_name(dataset.hub_id)
-        dataset.profile = None if dataset.profile == shipped.get("profile") else dataset.profile
+    if not shipped:
+        return
+    default = DatasetConfig()
+    changed = {name for name in DATA if getattr(dataset, name) != shipped.get(name, getattr(default, name))}
+    if "path" in changed and dataset.source in ("auto", shipped.get("source")):
+        dataset.source = "file"
+    elif "path" in changed and dataset.source != "file":
+        problem = f"a file is named, but dataset.source={dataset.source} reads none"
+        raise UserError("dataset.path", problem, "add dataset.source=file, or leave the path out")
+    elif dataset.source == "auto" and "profile" in changed and "hub_id" not in changed:
+        dataset.source = "profile"  # it was not given as what the shipped dataset falls back to
+    # What the source does not read changes no prompt.
+    read = {"file": {"path", "text_field"}, "profile": {"profile"}}.get(dataset.source, set(DATA) - {"path", "profile"})
+    if not changed & read:
+        return
+    named_by = {"file": dataset.path, "profile": dataset.profile}.get(dataset.source, dataset.hub_id)
+    other = changed & {"path", "profile", "hub_id"} & read
+    dataset.name = _own_name("dataset", str(named_by)) if other else f"own-{dataset.name}"
+    if dataset.source != "profile" and dataset.profile == shipped.get("profile"):
+        dataset.profile = None
 
 
 def _shipped(group: str, name: str) -> dict[str, Any] | None:
@@ -211,8 +258,12 @@ def _shipped(group: str, name: str) -> dict[str, Any] | None:
     return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
 
 
-def _own_name(path: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name) or "own"
+def _own_name(group: str, path: str) -> str:
+    """The last part of a path as a name that no shipped one has."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).strip("-.") or "own"
+    return (
+        f"own-{name}" if (CONFIG_DIR / group / f"{Path(name).stem}.yaml").is_file() or _shipped(group, name) else name
+    )
 
 
 def check(config: Config) -> None:

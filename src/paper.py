@@ -8,6 +8,7 @@ import functools
 from src.places import PAPER_FIGURES
 
 GPU = "NVIDIA A6000"
+DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")  # in its order
 LARGER_BATCHES = 16.0  # "up to": abstract
 FASTER_PREFILL = 6.0
 

@@ -38,6 +38,7 @@ def record(method: str, scale: float, settings: dict[str, Any], noise: int = 0, 
         run_id=f"{method}-{changes}"[:80].replace("/", ""), comparison_id="tiny", method=method, dataset="mmlu",
         dataset_source="profile", dataset_detail="profile mmlu", model="tiny", model_detail="random, shape tiny",
         weights_source="random", metric="ttft", protocol="modern", packing="ffd" if method == "prepacking" else None,
+        model_hash="aaaa", max_tokens_per_forward=2, torch_threads=2,
         forward="fused", batch_size=4, num_prompts=24, num_batches=6, repeats=3, device_name="a CPU, 2 cores",
         dtype="float32", loadbit="none", created_at="2026-01-01T00:00:00+00:00", workload_fingerprint="abcdef",
         seconds_per_batch_mean=mean.value, seconds_per_batch_ci_low=mean.low, seconds_per_batch_ci_high=mean.high,
@@ -147,36 +148,51 @@ def test_every_source_is_compared_with_the_first(machine: Callable[..., Path], c
         ({"workload_fingerprint": "other"}, "workload_fingerprint: abcdef here, other there"),
         ({"dtype": "bfloat16"}, "dtype differs: float32, bfloat16 (set dtype on both)"),
         (
-            {"weights_source": "hub", "model_detail": "org/tiny@1"},
+            {"weights_source": "hub", "model_detail": "org/tiny@1", "model_hash": "bbbb"},
             "weights_source differs: random, hub (set model.weights on both)",
         ),
-        ({"dataset_source": "hub"}, "dataset_source differs: profile, hub (set dataset.source on both)"),
-        ({"model": "small"}, "model: tiny here, small there"),
-        ({"model_detail": "random, shape small"}, "model_detail: random, shape tiny here, random, shape small there"),
+        (
+            {"dataset_source": "hub", "workload_fingerprint": "other"},
+            "dataset_source differs: profile, hub (set dataset.source on both)",
+        ),
+        ({"model": "small", "model_hash": "bbbb"}, "model: tiny here, small there"),
+        ({"model_hash": "bbbb"}, "model_hash: aaaa here, bbbb there"),
         ({"loadbit": "8"}, "loadbit: none here, 8 there"),
         ({"forward": "transformers"}, "forward: fused here, transformers there"),
         ({"packing": "optimal"}, "packing: ffd here, optimal there"),
         ({"quirks": "no-sync"}, "quirks: none here, no-sync there"),
         ({"metric": "prefill"}, "metric: ttft here, prefill there"),
         ({"protocol": "paper"}, "protocol: modern here, paper there"),
-        ({"settings": {"max_tokens_per_forward": 1}}, "max_tokens_per_forward: 2 here, 1 there"),
-        (
-            {"settings": {"model": {"architecture": {"layers": 1}}}},
-            "model.architecture.layers: 2 here, 1 there",
-        ),
+        ({"max_tokens_per_forward": 1}, "max_tokens_per_forward: 2 here, 1 there"),
+        ({"max_tokens_per_forward": None}, "max_tokens_per_forward: 2 here, none there"),
+        ({"memory_limit_mb": 500}, "memory_limit_mb: none here, 500 there"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_differs_is_not_compared_and_the_reason_is_said(
     machine: Callable[..., Path], changes: dict[str, Any], reason: str
 ) -> None:
-    same = {"max_tokens_per_forward": 2, "model": {"architecture": {"layers": 2}}}
-    a = machine("a", only="prepacking", settings=same)
-    b = machine("b", only="prepacking", settings=same | changes.pop("settings", {}), **changes)
-    comparison = found(a, b)
+    comparison = found(machine("a", only="prepacking"), machine("b", only="prepacking", **changes))
     assert not comparison.pairs
     assert len(comparison.unmatched) == 2
     assert ("A", "prepacking", reason) in reasons(comparison)
+
+
+def test_a_model_is_the_same_whatever_its_folder_is_called(machine: Callable[..., Path]) -> None:
+    other = {"model": "final", "model_detail": "folder final sha256:aaaa"}
+    assert len(found(machine("a"), machine("b", **other)).pairs) == 3
+
+
+def test_an_older_file_is_matched_by_what_it_knows(machine: Callable[..., Path], tmp_path: Path) -> None:
+    a = machine("a")
+    table = aggregate.summary(aggregate.comparisons(machine("b")))
+    for older in (["model_hash"], ["model_hash", "max_tokens_per_forward", "torch_threads", "memory_limit_mb"]):
+        sent = tmp_path / f"{len(older)}.csv"
+        table.drop(columns=older).to_csv(sent, index=False)
+        assert len(found(a, sent).pairs) == 3
+        other = table.assign(model_detail="random, shape another").drop(columns=older)
+        other.to_csv(sent, index=False)
+        assert not found(a, sent).pairs
 
 
 def test_the_reason_is_that_of_the_nearest(machine: Callable[..., Path]) -> None:
@@ -220,7 +236,8 @@ def test_a_method_that_failed_before_its_model_was_read_is_matched_by_what_it_kn
 ) -> None:
     early = {
         "status": status, "status_reason": "no licence", "seconds_per_batch_mean": None, "workload_fingerprint": "",
-        "model_detail": "", "weights_source": "", "dataset_source": "", "dtype": "", "packing": None, "forward": None,
+        "model_detail": "", "model_hash": None, "max_tokens_per_forward": None,
+        "weights_source": "", "dataset_source": "", "dtype": "", "packing": None, "forward": None,
     }  # fmt: skip
     a, b = machine("a"), machine("b", only="prepacking", **early)
     machine("b", only="full-batching")

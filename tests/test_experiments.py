@@ -52,7 +52,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
             if name == "scaling":
                 overrides.append("num_prompts=${batch_size}")
             run(prepare(compose([*overrides, f"results_dir={results}", *one.split()])[0]))
-    return [record for group in aggregate.comparisons(results) for record in group]
+    return [record for group in aggregate.comparisons(results) for record in group.shown]
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_every_shipped_yaml_composes(path: Path) -> None:
     needs = ["dataset.path=prompts.jsonl"] if path.stem == "file" else []
     config, _ = compose([f"{path.parent.name}={path.stem}", *needs])
     if path.parent.name in {"model", "dataset"}:
-        assert getattr(config, path.parent.name).name == path.stem
+        assert getattr(config, path.parent.name).name == ("prompts.jsonl" if needs else path.stem)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("dataset/*.yaml") if path.stem != "file"))
@@ -90,7 +90,7 @@ def test_every_shipped_model_is_measured_at_a_small_size(name: str, measure: Cal
     family = compose([f"model={name}"])[0].model.architecture["model_type"]
     small = [f"++model.architecture.{key}={value}" for key, value in (FAMILIES[family] | {"head_dim": 8}).items()]
     (record,) = measure(f"model={name}", f"model.name={name}", *small, "repeats=1")
-    assert (record.row.status, record.row.model) == ("ok", name)
+    assert (record.row.status, record.row.model) == ("ok", f"own-{name}")
 
 
 def test_conda_and_pip_ask_for_the_same() -> None:

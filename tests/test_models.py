@@ -78,7 +78,7 @@ def test_a_local_folder_is_loaded_and_keeps_its_weights(tmp_path: Path) -> None:
     saved = tiny_model()
     saved.save_pretrained(tmp_path)
     source = find_model(ModelConfig("mine", path=str(tmp_path), weights="hub"))
-    assert (source.weights, source.detail) == ("local", f"folder {tmp_path.name}")
+    assert (source.weights, source.detail) == ("local", f"folder {tmp_path.name} sha256:{source.identity}")
     loaded = load_model(source, CPU, torch.float32, "none", seed=9)
     assert torch.equal(loaded.lm_head.weight, saved.lm_head.weight)
     quantizable = tiny_model(hidden_size=64, intermediate_size=128)

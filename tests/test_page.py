@@ -62,7 +62,11 @@ def section_of(name: str, title: str, groups: list[list[Record]], claims: list[C
 
 def demonstration() -> tuple[list[Section], list[tuple[str, Record]]]:
     """Sections and records of what is shipped, as a report would have them."""
-    found = {path.name: aggregate.comparisons(path) for path in sorted(SHIPPED.iterdir()) if path.is_dir()}
+    found = {
+        path.name: [each.shown for each in aggregate.comparisons(path)]
+        for path in sorted(SHIPPED.iterdir())
+        if path.is_dir()
+    }
     today, sixteen = found["cpu-amd-epyc-2-cores"], found["cpu-intel-xeon-processor-2-cores"]
     paper = "up to 6x"
     sections = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 
 from src.cli import UserError
 from src.config import DatasetConfig
+from src.workload import files
 from src.workload.batches import fingerprint, length_ordered_batches, shuffled_batches
 from src.workload.prompts import PROFILE_DIR, Prompts, load_prompts, read_profile
 from src.workload.tokenizer import mistral_tokenizer
 
 TEXTS = ["What is the capital of France?", "one", "Name three primes.", "", "Explain entropy, briefly.", "  two  "]
-USABLE = sorted(text for text in TEXTS if len(text.split()) > 1)
+USABLE = sorted(text for text in TEXTS if text)
 
 
 def load(dataset: DatasetConfig, num_prompts: int = 100, seed: int = 0, vocab_size: int = 32_000) -> Prompts:
@@ -49,6 +51,139 @@ def test_prompts_of_every_file_format(ending: str, tmp_path: Path) -> None:
     encode = mistral_tokenizer().encode
     assert [ids.tolist() for ids in prompts.token_ids] == encode(prompts.texts)
     assert {int(ids[0]) for ids in prompts.token_ids} == {1}
+
+
+def of_file(path: Path, field: str = "question", name: str = "mine") -> Prompts:
+    return load(DatasetConfig(name, source="file", path=str(path), text_field=field))
+
+
+def texts_of(path: Path, field: str = "question") -> list[str]:
+    return sorted(of_file(path, field).texts or [])
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "counted"),
+    [
+        ("question,answer\nWhat is two?,A number,\nWhat is three?,Another,\n", 2, "3 fields separated by commas"),
+        ('question,answer\n"What, then?",so\nWhat, indeed?,so\n', 3, "3 fields separated by commas"),
+        ('question,answer\n"She said \\"yes, now\\"",so\n', 2, "line 2"),
+        ("question,answer\n'What, then?',so\n", 2, "3 fields separated by commas"),
+        ("question,answer\nalone\n", 2, "1 fields separated by commas"),
+        ('question,answer\n"two\nlines",so\nWhat, indeed?,so\n', 4, "3 fields"),
+        ("question;answer\nWhat; then?;so\n", 2, "3 fields separated by semicolons"),
+        ('question,answer\n"never closed,so\n', 2, "line 2"),
+    ],
+)
+def test_a_row_that_does_not_fit_the_header_is_refused_by_its_line(
+    content: str, line: int, counted: str, tmp_path: Path
+) -> None:
+    """Where a reader shifts columns, the answers are measured in place of the questions."""
+    path = tmp_path / "table.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"dataset\.path: 'table\.csv' is not .*line {line}.*") as refused:
+        of_file(path)
+    assert counted in str(refused.value)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_the_separator_of_a_table_is_recognized(mark: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table.{ending}"
+    path.write_text(f'id{mark}question\n1{mark}"a{mark} b"\n2{mark}c d\n', encoding="utf-8")
+    assert texts_of(path) == [f"a{mark} b", "c d"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("question,question\na b,c d\n", encoding="utf-8")
+    with pytest.raises(UserError, match="two columns are named 'question'"):
+        of_file(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["p[12].jsonl", "q*.jsonl", "s?.jsonl", "dir [a]/p.jsonl", "a::b.jsonl", "{x,y}.jsonl"]
+)
+def test_a_path_is_a_path_and_no_pattern(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    for other in ("p1.jsonl", "p2.jsonl", "qq.jsonl", "ss.jsonl", "x.jsonl"):
+        (tmp_path / other).write_text('{"question": "of another file"}\n', encoding="utf-8")
+    path.write_text('{"question": "of this file"}\n', encoding="utf-8")
+    prompts = of_file(path)
+    assert prompts.texts == ["of this file"]
+    assert prompts.detail.endswith(hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_other_fields_may_change_their_type_and_come_late(ending: str, tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [{"id": number, "question": f"number {number}"} for number in range(12_000)]
+    records.append({"id": "A11999", "question": "the last one", "source": {"late": True}})
+    path = tmp_path / f"table.{ending}"
+    match ending:
+        case "csv":
+            pandas.DataFrame(records).drop(columns="source").to_csv(path, index=False)
+        case "json":
+            path.write_text(json.dumps(records), encoding="utf-8")
+        case "jsonl":
+            path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    assert len(files.read_prompts(path, "question")) == 12_001
+    assert len(of_file(path).token_ids) == 100
+
+
+CHINESE = ["法国的首都是哪里。", "请解释熵的概念。", "写一首关于春天的诗。"]
+
+
+def test_prompts_of_scripts_without_spaces_are_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in [*CHINESE, "", "  "]), encoding="utf-8")
+    prompts = of_file(path)
+    assert sorted(prompts.texts or []) == sorted(CHINESE)
+    assert prompts.left_out == 2
+    assert "2 of 5 records of prompts.jsonl are empty: they are left out" in capsys.readouterr().err
+
+
+def test_of_the_papers_datasets_one_word_is_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"text": "one"}\n{"text": "two words"}\n{"text": ""}\n', encoding="utf-8")
+    prompts = load(DatasetConfig("mmlu", source="hub", hub_id=str(tmp_path)))
+    assert (prompts.texts, prompts.left_out) == (["two words"], 2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "json"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(ending: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / f"prompts.{ending}"
+    content = {
+        "txt": "Grüße an alle\r\nund noch eine\r\n",
+        "csv": "question,n\r\nGrüße an alle,1\r\nund noch eine,2\r\n",
+        "jsonl": '{"question": "Grüße an alle"}\r\n{"question": "und noch eine"}\r\n',
+        "json": '[{"question": "Grüße an alle"}, {"question": "und noch eine"}]',
+    }[ending]
+    path.write_bytes(content.encode(encoding))
+    assert texts_of(path) == ["Grüße an alle", "und noch eine"]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_profile_as_a_spreadsheet_writes_it(mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_bytes(f"token_length{mark}count\r\n5{mark}3\r\n9{mark}1\r\n".encode("utf-8-sig"))
+    lengths, _ = read_profile(str(path))
+    assert lengths.tolist() == [5, 5, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("5,1000000000000", "it counts 1,000,000,000,000 prompts"),
+        ("1000000000000,1", "a prompt of 1,000,000,000,000 tokens"),
+        ("5", "line 2 has 1 fields"),
+        ("5,3,", "line 2 has 3 fields"),
+    ],
+)
+def test_a_profile_that_no_memory_holds_is_refused_in_a_line(row: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text(f"token_length,count\n{row}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"dataset\.profile: lengths\.csv is not a length profile .*{reason}"):
+        read_profile(str(path))
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
@@ -115,8 +250,8 @@ def test_samples_follow_the_seed() -> None:
 
 def test_a_small_dataset_is_used_whole_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "prompts.csv")
-    assert len(load(DatasetConfig("f", source="file", path=str(path), text_field="prompt"), 9).token_ids) == 3
-    assert "only 3 prompts are usable" in capsys.readouterr().err
+    assert len(load(DatasetConfig("f", source="file", path=str(path), text_field="prompt"), 9).token_ids) == 5
+    assert "only 5 prompts are usable" in capsys.readouterr().err
 
 
 def test_max_tokens_cuts(tmp_path: Path) -> None:

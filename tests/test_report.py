@@ -68,7 +68,7 @@ def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path
     assert table["speedup_over_full_batching"].notna().all()
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert "Avg TTFT time /batch (s)" in text
-    assert "an offline oracle: it needs the whole dataset (12 prompts)" in text
+    assert "an offline oracle, which needs the whole dataset (12 prompts)" in text
     for name in ("time_per_batch", "prompt_lengths"):
         with Image.open(out / f"{name}.png") as image:
             assert image.width > 600

@@ -172,7 +172,7 @@ def test_tables_say_what_is_valid_and_why_the_rest_is_not() -> None:
         Row(method="prepacking", packing="ffd", metric="prefill", valid=True, utilization_valid=True),
         Row(method="full-batching", metric="prefill", valid=False, utilization_valid=True, invalid_reasons="a; b"),
     ]
-    assert notes(rows) == ["", "INVALID: full-batching: a; b", "VALID: prepacking"]
+    assert notes(rows) == ["INVALID: full-batching: a; b", "VALID: prepacking"]
     assert comparison_table(rows).endswith("VALID: prepacking")
     rows[0].notes, rows[1].notes = "x; y", "y"
     assert notes(rows)[-2:] == ["note: prepacking: x", "note: prepacking, full-batching: y"]

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,26 @@ PACKAGES = (
     "torch", "transformers", "datasets", "bitsandbytes", "nvidia-ml-py", "pandas", "hydra-core", "numpy", "scipy",
     "accelerate", "mistral-common", "sentencepiece", "binpacking",
 )  # fmt: skip
+# Variables that choose kernels, instruction sets, numbers of threads that meet, or where memory comes from.
+CHOOSING = re.compile(
+    r"ATEN_CPU_CAPABILITY|(DNNL|ONEDNN)_(MAX_CPU_ISA|CPU_ISA_HINTS|DEFAULT_FPMATH_MODE)|MKL_(ENABLE_INSTRUCTIONS|CBWR)"
+    r"|NVIDIA_TF32_OVERRIDE|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|CUDA_MODULE_LOADING"
+    r"|PYTORCH_(NO_)?(CUDA_)?(ALLOC_CONF|MEMORY_CACHING)|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUDNN_\w+)"
+    r"|(KMP|GOMP)_\w*AFFINITY|KMP_BLOCKTIME|OMP_(PROC_BIND|PLACES|WAIT_POLICY)|LD_PRELOAD|MALLOC_\w+"
+    r"|THP_MEM_ALLOC_ENABLE|BNB_\w+"
+)
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 MEASURING_CODE = ("config.py", "workload", "prefill", "measure")  # of src/
+CPU_FACTS = {"cpu family": "family", "model": "model", "cpu implementer": "implementer", "cpu part": "part"}
+VECTORS = {
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "avx": "AVX",
+    "sve2": "SVE2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}  # widest first
+MATRICES = {"amx_tile": "AMX", "avx512_bf16": "bf16", "amx_bf16": "bf16", "avx_vnni_bf16": "bf16", "bf16": "bf16"}
 GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; checked by scripts/share.py against code_hash
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
@@ -94,6 +114,21 @@ def machine_slug(*devices: torch.device) -> str:
     return slug(f"{devices[0].type if devices[0].type == 'cpu' else ''} {device_name(*devices)}")
 
 
+def software() -> dict[str, Any]:
+    """What computes beside the device, as columns of a row: versions, threads, and variables that change either."""
+    chosen = {name: value for name, value in os.environ.items() if CHOOSING.fullmatch(name)}
+    if chosen.get(LARGE_PAGES) == "1":  # as set above where nobody said otherwise
+        del chosen[LARGE_PAGES]
+    if "LD_PRELOAD" in chosen:  # where it lies is nobody's business
+        chosen["LD_PRELOAD"] = Path(chosen["LD_PRELOAD"]).name
+    return {
+        "torch_version": torch.__version__,
+        "transformers_version": importlib.metadata.version("transformers"),
+        "torch_threads": torch.get_num_threads(),
+        "environment": " ".join(f"{name}={value}" for name, value in sorted(chosen.items())) or None,
+    }
+
+
 def slug(name: str) -> str:
     """A device's name as that of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.replace("(R)", "").replace("(TM)", "").lower()).strip("-")
@@ -123,13 +158,31 @@ def _read(path: str) -> str | None:
 
 
 def _cpu_model() -> str:
+    """The processor's name with its family, model and vector units: makers give one name to quite different ones."""
+    facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip().lower(), value.strip())
+            if not line.strip():
+                break  # the first processor's are those of all
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return cpu_name(facts, platform.processor() or platform.machine())
+
+
+def cpu_name(facts: Mapping[str, str], otherwise: str) -> str:
+    """``AMD EPYC (family 25, model 17, AVX-512, bf16)`` from the lines of /proc/cpuinfo.
+
+    Args:
+        otherwise: what it is called where those do not name it, as on ARM.
+    """
+    flags = set((facts.get("flags") or facts.get("features") or "").split())
+    told = [f"{called} {facts[name]}" for name, called in CPU_FACTS.items() if name in facts]
+    widest = next((called for flag, called in VECTORS.items() if flag in flags), None)
+    units = [called for flag, called in MATRICES.items() if flag in flags]
+    within = ", ".join(dict.fromkeys([*told, *([widest] if widest else []), *units]))
+    return f"{facts.get('model name') or otherwise}" + (f" ({within})" if within else "")
 
 
 @functools.cache

@@ -126,9 +126,9 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """8 hex digits over settings, workload, model, machine and code: what makes a run the same run."""
-        parts = (config_hash(self.config), self.workload_fingerprint, self.source.detail,
-                 self.device_name, machine.code_hash())  # fmt: skip
+        """8 hex digits over settings, workload, model, machine, software and code: what makes a run the same run."""
+        parts = (config_hash(self.config), self.workload_fingerprint, self.source.identity, self.device_name,
+                 *map(str, machine.software().values()), machine.code_hash())  # fmt: skip
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
     @property

@@ -22,6 +22,7 @@ from typing import Any
 from src.cli import UserError, warn
 from src.measure import schema
 from src.measure.row import Row
+from src.prefill.identity import of_shape, of_text
 
 RECORD_FILE = "record.json"
 DRAFT = ".tmp-"  # how names begin of what is not finished
@@ -198,15 +199,35 @@ def read_content(folder: Path) -> dict[str, Any]:
         content = json.loads(text, parse_constant=lambda _: None)  # NaN, which older programs wrote and JSON lacks
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return schema.upgraded(content)
+    content = schema.upgraded(content)
+    if "model_hash" not in content["row"]:
+        _complete(content["row"], content["manifest"], read_config(folder))
+    return content
+
+
+def _complete(row: dict[str, Any], made: dict[str, Any], config: dict[str, Any]) -> None:
+    """What identifies a measurement was in no column at first, but in the manifest or the settings: it is put there."""
+    packages, model, dataset = made.get("packages"), config.get("model"), config.get("dataset")
+    packages, model, dataset = (part if isinstance(part, dict) else {} for part in (packages, model, dataset))
+    row["torch_version"], row["transformers_version"] = packages.get("torch"), packages.get("transformers")
+    row["torch_threads"] = made.get("torch_threads")
+    row["dataset_max_tokens"] = dataset.get("max_tokens")
+    if row.get("forward") and row.get("protocol") == "modern":
+        row["max_tokens_per_forward"] = config.get("max_tokens_per_forward")
+    detail, shape = str(row.get("model_detail") or ""), model.get("architecture")
+    if row.get("weights_source") == "random" and isinstance(shape, dict):
+        row["model_hash"] = of_shape(shape)
+    else:
+        row["model_hash"] = of_text(detail) if detail else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved settings of a record; empty where they cannot be read."""
     import yaml
 
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast where it is there
     try:
-        return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        return dict(yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
 

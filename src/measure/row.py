@@ -8,8 +8,14 @@ from typing import Any
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
 
 
-def _column(doc: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"doc": doc})
+# What a column has to do with which measurements are the same; all others are figures, or say where they come from.
+WORK = "what was asked of every method: only equal work is compared, on one machine or on several"
+HOW = "how a method went about it: tells measurements of one work apart"
+MACHINE = "what computed it: the same within a table, what differs where machines or versions are compared"
+
+
+def _column(doc: str, default: Any = None, part: str | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "part": part})
 
 
 @dataclass
@@ -21,31 +27,49 @@ class Row:
     status: str = _column(f"one of {', '.join(STATUSES)}", "ok")
     status_reason: str | None = _column("what happened, where the status is not ok")
     created_at: str = _column("UTC time at which the record was written", "")
-    method: str = _column("name of the batching method", "")
+    method: str = _column("name of the batching method", "", part=HOW)
     dataset: str = _column("name of the dataset", "")
-    dataset_source: str = _column("hub, file or profile (real token lengths, random token ids)", "")
+    dataset_source: str = _column("hub, file or profile (token lengths, random token ids)", "")
     dataset_detail: str = _column("hub id and revision, file and hash, or profile and hash", "")
+    dataset_max_tokens: int | None = _column("tokens at which prompts were cut; none: they were not")
+    left_out_prompts: int | None = _column("records of the dataset that are no prompts: empty, or as the paper has it")
     tokenizer: str | None = _column("what turned text into tokens; none for a profile")
     model: str = _column("name of the model", "")
     model_detail: str = _column("hub id and commit, folder, or published shape", "")
+    model_hash: str | None = _column("over the model's configuration and weights, whatever it is called", part=WORK)
     weights_source: str = _column("hub, local or random", "")
-    metric: str = _column("prefill: prompts in, KV computed; ttft: prompts in, every first new token on the host", "")
-    protocol: str = _column("paper: what the authors' code does; modern: identical work for all methods", "")
-    packing: str | None = _column("bin-packing algorithm, for methods that pack")
-    forward: str | None = _column("fused or transformers: what computes a batch; none: a serving engine of its own")
+    metric: str = _column(
+        "prefill: prompts in, KV computed; ttft: prompts in, every first new token on the host", "", part=WORK
+    )
+    protocol: str = _column("paper: what the authors' code does; modern: identical work for all methods", "", part=WORK)
+    packing: str | None = _column("bin-packing algorithm, for methods that pack", part=HOW)
+    forward: str | None = _column(
+        "fused or transformers: what computes a batch; none: a serving engine of its own", part=HOW
+    )
+    max_tokens_per_forward: int | None = _column(
+        "a batch of more tokens is computed by parts; none: it never is", part=HOW
+    )
     attention: str | None = _column("how attention is kept within prompts, and how rows are padded")
     attention_kernel: str | None = _column("attention kernels that ran, as one profiled pass showed them; none: unseen")
     ideal_attention_kernel: str | None = _column("the same of the ideal, which takes the fastest that there is")
-    batch_size: int = _column("prompts served together; dataset-prepacking: bins", 0)
-    num_prompts: int = _column("prompts measured", 0)
+    batch_size: int = _column("prompts served together; dataset-prepacking: bins", 0, part=WORK)
+    num_prompts: int = _column("prompts measured", 0, part=WORK)
     num_batches: int = _column("batches that they make", 0)
     repeats: int = _column("timed passes over the batches", 0)
     seed: int = _column("of the sample, the shuffle, the order of methods and random weights", 0)
-    device_name: str = _column("GPU, or CPU with its cores", "")
-    split: str | None = _column("which layers are on which GPU, where device_map split the model")
-    dtype: str = _column("type of weights and activations", "")
-    loadbit: str = _column("bits of the weights through bitsandbytes; none: as dtype", "")
-    quirks: str | None = _column("measuring faults of the authors' code that were on, for demonstration; else empty")
+    device_name: str = _column("GPU, or CPU with its cores", "", part=MACHINE)
+    torch_version: str | None = _column("version of torch, with its build", part=MACHINE)
+    transformers_version: str | None = _column("version of transformers", part=MACHINE)
+    torch_threads: int | None = _column("threads of torch's operations on the CPU", part=MACHINE)
+    environment: str | None = _column(
+        "variables of the environment that choose kernels or memory, where set", part=MACHINE
+    )
+    split: str | None = _column("which layers are on which GPU, where device_map split the model", part=MACHINE)
+    dtype: str = _column("type of weights and activations", "", part=WORK)
+    loadbit: str = _column("bits of the weights through bitsandbytes; none: as dtype", "", part=WORK)
+    quirks: str | None = _column(
+        "measuring faults of the authors' code that were on, for demonstration; else empty", part=WORK
+    )
     seconds_per_batch_mean: float | None = _column("mean over batches and repeats")
     seconds_per_batch_std: float | None = _column("standard deviation over batches and repeats")
     seconds_per_batch_p50: float | None = _column("median over batches and repeats")
@@ -65,6 +89,7 @@ class Row:
     speedup_ci_low: float | None = _column("95 % interval of the speedup, lower end")
     speedup_ci_high: float | None = _column("the same, upper end")
     speedup_verdict: str | None = _column("faster, slower or inconclusive: is the interval beyond the noise floor")
+    speedup_across_runs: bool | None = _column("full-batching is of another run; only a report fills such speedups in")
     speedup_over_length_ordered: float | None = _column("the same over length-ordered batching, an offline oracle")
     speedup_over_length_ordered_ci_low: float | None = _column("its 95 % interval, lower end")
     speedup_over_length_ordered_ci_high: float | None = _column("the same, upper end")
@@ -91,7 +116,9 @@ class Row:
     memory_overhead_pct: float | None = _column(
         "peak memory, less that of the process without weights, over must_hold_mb"
     )
-    memory_limit_mb: int | None = _column("memory at which allocations on the CPU were made to fail, where it was set")
+    memory_limit_mb: int | None = _column(
+        "memory at which allocations on the CPU were made to fail, where it was set", part=WORK
+    )
     peak_memory_source: str | None = _column("torch allocated (GPU) or process resident (CPU)")
     torch_peak_allocated_mb: float | None = _column("peak of tensors, GPU")
     torch_peak_reserved_mb: float | None = _column("peak of torch's allocator, GPU")
@@ -104,9 +131,13 @@ class Row:
     mean_utilization_std_pct: float | None = _column("standard deviation over repeats")
     utilization_source: str | None = _column("nvml (GPU), process (CPU, 100 = all cores busy) or none")
     utilization_windows: int | None = _column("independent averaging windows in the shortest pass, or in the loop")
-    utilization_valid: bool | None = _column("whether they are enough (5) to believe the utilization")
+    utilization_valid: bool | None = _column("whether they are enough (5); without, utilization is left out")
     utilization_loop_s: float | None = _column("untimed loop after the passes that utilization is from; none: passes")
     mean_memory_utilization_pct: float | None = _column("share of time in which the GPU's memory was read or written")
+    other_cpu_pct: float | None = _column("share of the cores' time that other processes took in the passes, CPU")
+    stolen_cpu_pct: float | None = _column("share that the host of a virtual machine gave to others, CPU")
+    throttled_cpu_pct: float | None = _column("share of the passes in which a limit of the control group held it, CPU")
+    cpu_clock_mean_mhz: float | None = _column("mean clock of the cores, where the system tells it, CPU")
     power_mean_w: float | None = _column("mean power of the GPU")
     energy_j: float | None = _column("energy of the GPU in a pass by its own counter, J, mean over repeats")
     joules_per_1000_useful_tokens: float | None = _column("that over thousands of useful tokens; pads do not count")
@@ -129,7 +160,9 @@ class Row:
     generated_equal_pct: float | None = _column(
         "prompts whose whole continuation was equal, %; in an ok row the others left it at a near-tie"
     )
-    workload_fingerprint: str = _column("hash of all token ids and batch boundaries; only equal ones are compared", "")
+    workload_fingerprint: str = _column(
+        "hash of all token ids and batch boundaries; only equal ones are compared", "", part=WORK
+    )
     config_hash: str = _column("hash of the resolved configuration", "")
     valid: bool | None = _column("whether nothing speaks against relying on this measurement")
     invalid_reasons: str | None = _column("what speaks against it, in words")
@@ -137,3 +170,8 @@ class Row:
 
 
 COLUMNS = {column.name: str(column.metadata["doc"]) for column in fields(Row)}
+
+
+def parts(part: str) -> tuple[str, ...]:
+    """The columns that are ``WORK``, ``HOW`` or ``MACHINE``."""
+    return tuple(column.name for column in fields(Row) if column.metadata["part"] == part)

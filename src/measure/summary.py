@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from src import stats
 from src.config import Config, as_dict, config_hash
-from src.measure.machine import device_name, manifest, pick_devices
+from src.measure.machine import device_name, manifest, pick_devices, software
 from src.measure.plan import Outcome, Plan
 from src.measure.records import Record
 from src.measure.row import Row
@@ -50,6 +50,7 @@ def failed_before_planning(config: Config, status: str, reason: str) -> list[Rec
             created_at=_now(),
             method=method,
             dataset=c.dataset.name,
+            dataset_max_tokens=c.dataset.max_tokens,
             model=c.model.name,
             model_detail=c.model.path or "",
             metric=c.metric,
@@ -60,6 +61,7 @@ def failed_before_planning(config: Config, status: str, reason: str) -> list[Rec
             device_name=device_name(*devices),
             loadbit=c.loadbit,
             config_hash=config_hash(c),
+            **software(),
         )
         rows.append(Record(row, made, as_dict(c)))
     return rows
@@ -101,14 +103,18 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         dataset=c.dataset.name,
         dataset_source=prompts.source,
         dataset_detail=prompts.detail,
+        dataset_max_tokens=c.dataset.max_tokens,
+        left_out_prompts=prompts.left_out,
         tokenizer=prompts.tokenizer.name if prompts.tokenizer else None,
         model=c.model.name,
         model_detail=plan.source.detail,
+        model_hash=plan.source.identity,
         weights_source=plan.source.weights,
         metric=c.metric,
         protocol=c.protocol,
         packing=c.packing if method.rows == "bin" else None,
         forward=None if method.serves else "transformers" if c.protocol == "paper" else c.forward,
+        max_tokens_per_forward=None if method.serves or c.protocol == "paper" else c.max_tokens_per_forward,
         attention=outcome.attention,
         attention_kernel=outcome.kernel,
         ideal_attention_kernel=plan.ideal.kernel if plan.ideal else None,
@@ -134,6 +140,7 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         generated_equal_pct=outcome.verification.generated_equal_pct,
         workload_fingerprint=plan.workload_fingerprint,
         config_hash=config_hash(c),
+        **software(),
     )
     if outcome.passes:
         _add_times(row, outcome)

@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from src import hub
 from src.cli import UserError
 from src.config import ModelConfig
-from src.prefill import split
+from src.prefill import identity, split
 
 # Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # of fields, which transformers still takes
 NF4_BLOCK = 64
 ATTENTION = "sdpa"
 
@@ -30,6 +31,7 @@ class ModelSource:
         weights: ``hub``, ``local`` or ``random``.
         detail: hub id and commit, folder name, or the shape's name and the seed's rule.
         path: what transformers loads it from, None for random weights without a path.
+        identity: hex digits that are the same for the same configuration and weights, whatever they are called.
     """
 
     config: PretrainedConfig
@@ -37,6 +39,7 @@ class ModelSource:
     detail: str
     path: str | None
     revision: str | None
+    identity: str = ""
 
     @property
     def max_positions(self) -> int:
@@ -72,7 +75,10 @@ def find_model(model: ModelConfig) -> ModelSource:
     except Exception as error:  # transformers validates shapes with exceptions of several kinds
         reason = " ".join(str(error).split())[:200]  # its first line alone names only the rule
         raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
-    return _checked(ModelSource(config, "random", f"random, shape {model.name}", None, None))
+    if unknown := sorted(set(shape) - set(AutoConfig.for_model(family).to_dict()) - OLD_NAMES):
+        raise UserError("model.architecture", f"a {family} has no '{unknown[0]}'", "use the names of its config.json")
+    same = identity.of_shape(model.architecture)
+    return _checked(ModelSource(config, "random", f"random, shape {model.name}", None, None, same))
 
 
 def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
@@ -84,12 +90,14 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
     try:
         commit = None if local else hub.commit_of(path, "model", model.revision)
         config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
+        drawn = model.weights == "random"
+        same = identity.of_folder(Path(path), not drawn) if local else identity.of_text(f"{path}@{commit}")
     except Exception as error:  # OSError, ValueError or the hub's own, by what failed
         raise _unloadable(error, path, local, model.revision) from None
-    if model.weights == "random":
-        return _checked(ModelSource(config, "random", f"random, shape of {Path(path).name}", None, None))
-    detail = f"folder {Path(path).name}" if local else f"{path}@{commit}"
-    source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit))
+    detail = f"folder {Path(path).name} sha256:{same}" if local else f"{path}@{commit}"
+    if drawn:
+        return _checked(ModelSource(config, "random", f"random, shape of {detail}", None, None, same))
+    source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit, same))
     try:
         safe = _has_safetensors(path, commit)
         if not safe and not local and hub.absence():

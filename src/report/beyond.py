@@ -36,7 +36,7 @@ def generation(records: Sequence[Record]) -> Section:
          for row in rows],
         [[row.run_id] for row in rows],
     )  # fmt: skip
-    section.notes = notes([row for row in rows if row.status != "ok"])[1:]
+    section.notes = notes([row for row in rows if row.status != "ok"])
     packed = [row for row in rows if row.method == PACKED]
     if not packed:
         section.claims.append(not_run(text, "equal"))
@@ -72,7 +72,7 @@ def scaling(records: Sequence[Record]) -> Section:
          for row in rows],
         [[row.run_id] for row in rows],
     )  # fmt: skip
-    section.notes = notes([row for row in rows if row.status != "ok"])[1:]
+    section.notes = notes([row for row in rows if row.status != "ok"])
     drawn = [row for row in rows if row.status == "ok"]
     if not drawn:
         section.notes = ["not run: nothing was recorded for it"]

@@ -12,6 +12,7 @@ from src.cli import UserError
 from src.measure.machine import slug
 from src.measure.records import Record
 from src.report import aggregate, batch_sizes, beyond, experiments, memory, page, plots, tables, today
+from src.report.aggregate import Comparison
 from src.report.section import Section, Table
 
 MOST_PANELS = 12  # of the plot of comparisons: the newest
@@ -64,13 +65,13 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     return written
 
 
-def sections_of(groups: list[list[Record]]) -> dict[str, list[Section]]:
-    """Every experiment's section, by the device that it was measured on."""
-    records = [record for group in groups for record in group]
-    devices = sorted({record.row.device_name for record in records})
+def sections_of(groups: list[Comparison]) -> dict[str, list[Section]]:
+    """Every experiment's section, by the machine that it was measured on, with the software where that differs."""
+    records = [record for group in groups for record in group.shown]
+    names = aggregate.machines([record.row for record in records])
     found = {
-        device: [make([record for record in records if record.row.device_name == device]) for make in SECTIONS]
-        for device in devices
+        machine: [make([record for record in records if names[record.row.run_id] == machine]) for make in SECTIONS]
+        for machine in sorted(set(names.values()))
     }
     for section in (section for sections in found.values() for section in sections):
         if not section.table.body:  # not run: no empty panel
@@ -78,12 +79,14 @@ def sections_of(groups: list[list[Record]]) -> dict[str, list[Section]]:
     return found
 
 
-def _write(groups: list[list[Record]], results_dir: Path, draft: Path, out_dir: Path) -> None:
+def _write(groups: list[Comparison], results_dir: Path, draft: Path, out_dir: Path) -> None:
+    every = [record for group in groups for record in (*group.shown, *group.others)]
+    names = aggregate.machines([record.row for record in every])
     by_device = sections_of(groups)
     (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     for device, sections in by_device.items():
         folder = draft if len(by_device) == 1 else draft / slug(device)
-        records = [record for group in groups for record in group if record.row.device_name == device]
+        records = [record for record in every if names[record.row.run_id] == device]
         final = out_dir if folder is draft else out_dir / folder.name
         # Where the report lies elsewhere, its links would tell the reader of other folders of this machine.
         inside = final.resolve().is_relative_to(results_dir.resolve())
@@ -95,12 +98,12 @@ def _write(groups: list[list[Record]], results_dir: Path, draft: Path, out_dir: 
         subtitle = f"{measured} of {len(sections)} experiments were run, {len(records)} records."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
-    newest = sorted(groups, key=lambda group: max(record.row.created_at for record in group))[-MOST_PANELS:]
-    plots.time_per_batch([group for group in groups if group in newest], draft / "time_per_batch")
-    plots.prompt_lengths(groups, draft / "prompt_lengths")
+    newest = sorted(groups, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
+    plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
+    plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
 
 
-def summary(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> str:
+def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> str:
     """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
     parts = ["# Prefill measurements", ""]
     for device, sections in by_device.items():
@@ -110,10 +113,12 @@ def summary(groups: list[list[Record]], by_device: dict[str, list[Section]]) -> 
         for section in sections:
             if section.table.body:
                 parts += [f"## {section.title}, {device}", "", section.lead, ""]
-                parts += [tables.markdown(section.table.header, section.table.body), "", *section.notes, ""]
+                parts += [tables.markdown(section.table.header, section.table.body), *tables.bullets(section.notes), ""]
     for group in groups:
-        rows = [record.row for record in group]
-        parts += [f"## {tables.title(rows[0])}", "", tables.comparison_table(rows), ""]
-        parts += ["Mean seconds per batch by phase:", "", tables.phase_table(rows), "", tables.provenance(group), ""]
+        parts += [f"## {tables.title(group.rows[0])}", "", tables.comparison_table(group.rows), ""]
+        if group.others:
+            parts += [f"{len(group.others)} more measurements of these methods, of other runs: see summary.csv", ""]
+        parts += ["Mean seconds per batch by phase:", "", tables.phase_table(group.rows), ""]
+        parts += [tables.provenance(group.shown), ""]
     parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

@@ -109,8 +109,6 @@ def _seconds(entry: Entry) -> str:
 def _said(found: stats.Interval | None) -> str:
     if found is None:
         return ""
-    if math.isnan(found.low):
-        return f"{found.value:.2f}x (no interval)"
     return with_interval(found.value, found.low, found.high, unit="x") + (" ‡" if found.few else "")
 
 
@@ -125,7 +123,9 @@ def _notes(pairs: Sequence[Pair]) -> list[str]:
         elif row.valid is False:
             lines.append(f"! INVALID: {letter}, {label(row)}: {row.invalid_reasons}")
     if any(_offline(row) for row in measured.values()):
-        lines.append("* an offline oracle, which needs the whole dataset first; its intervals cover repeats only")
+        lines.append(
+            "marked *: an offline oracle, which needs the whole dataset first; its intervals cover repeats only"
+        )
     if any(each is not None and each.few for pair in pairs for each in (pair.ratio, pair.change, *pair.speedups)):
         lines.append("‡ rests on fewer than 5 batches (offline methods: repeats)")
     return lines

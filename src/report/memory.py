@@ -64,7 +64,7 @@ def memory_and_utilization(records: Sequence[Record]) -> Section:
         ("Dataset", "Model", "Method", "Peak memory (MB)", "Must hold (MB)", "Over that (%)", "Max util (%)",
          "Mean util (%)"), body, sources,
     )  # fmt: skip
-    section.notes = notes(rows)[1:] if rows else []
+    section.notes = notes(rows) if rows else []
     section.claims.append(_memory_claim(records))
     if groups:
         _memory_figure(section, groups)

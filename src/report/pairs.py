@@ -9,24 +9,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from src import stats
-from src.measure.records import read_config
-from src.measure.row import Row
+from src.measure.row import WORK, Row, parts
 from src.measure.summary import BASELINE
 from src.prefill.methods import method_of
 from src.report.aggregate import place_of, read_seconds
 from src.report.sources import MATCHED, Entry, Source, value_of
 
 # What tells two measurements apart, in the order in which a reader would ask. Some are not matched themselves, but say
-# why the workloads differ.
+# why the workloads or the models differ.
 TOLD = (
-    "metric", "protocol", "model", "weights_source", "model_detail", "dataset", "dataset_source", "dataset_detail",
-    "loadbit", "dtype", "forward", "packing", "quirks", "num_prompts", "batch_size", "seed", "workload_fingerprint",
+    "metric", "protocol", "model", "weights_source", "model_detail", "model_hash", "dataset", "dataset_source",
+    "dataset_detail", "dataset_max_tokens", "loadbit", "dtype", "forward", "max_tokens_per_forward", "packing",
+    "quirks", "memory_limit_mb", "num_prompts", "batch_size", "seed", "workload_fingerprint",
 )  # fmt: skip
 # What a run decides by itself, from the machine or the network, unless it is told.
 DECIDED = {"dtype": "dtype", "weights_source": "model.weights", "dataset_source": "dataset.source"}
 # A method that failed before its model was looked at does not know these.
 UNKNOWN = (
-    "weights_source", "model_detail", "dataset_source", "dtype", "forward", "packing", "quirks", "workload_fingerprint",
+    "weights_source", "model_detail", "model_hash", "dataset_source", "dtype", "forward", "max_tokens_per_forward",
+    "packing", "quirks", "workload_fingerprint",
 )  # fmt: skip
 FAILURES = (
     "oom",
@@ -96,7 +97,7 @@ def compare(sources: Sequence[Source]) -> Comparison:
         left = sorted(other.entries, key=_place)
         for entry in sorted(reference.entries, key=_place):
             twin = _twin(entry, left)
-            if twin is not None and not _other_settings(entry, twin):
+            if twin is not None:
                 left.remove(twin)
                 found.pairs.append(_pair(reference, entry, other, twin))
             else:
@@ -108,7 +109,7 @@ def compare(sources: Sequence[Source]) -> Comparison:
 
 def group_of(row: Row) -> tuple[object, ...]:
     """Equal for measurements that stand in one table: all that is matched but the method, and how it works."""
-    return tuple(value_of(row, name) for name in MATCHED if name not in {"method", "packing", "forward"})
+    return tuple(value_of(row, name) for name in parts(WORK))
 
 
 def _place(entry: Entry) -> tuple[object, ...]:
@@ -117,51 +118,36 @@ def _place(entry: Entry) -> tuple[object, ...]:
 
 
 def _twin(entry: Entry, candidates: Sequence[Entry]) -> Entry | None:
-    """The measurement that matches, were settings to be equal that stand in no column."""
-    return next((each for each in candidates if not set(_differing(entry.row, each.row)) & set(MATCHED)), None)
+    """The measurement that matches."""
+    return next((each for each in candidates if not set(_differing(entry, each)) & set(MATCHED)), None)
 
 
-def _differing(a: Row, b: Row) -> list[str]:
-    planned = bool(a.workload_fingerprint and b.workload_fingerprint)
+def _differing(a: Entry, b: Entry) -> list[str]:
+    """The columns that differ, of those that both know."""
+    planned = bool(a.row.workload_fingerprint and b.row.workload_fingerprint)
     names = ["method", *(name for name in TOLD if planned or name not in UNKNOWN)]
-    return [name for name in names if value_of(a, name) != value_of(b, name)]
+    unknown = a.unknown | b.unknown
+    different = [name for name in names if name not in unknown and value_of(a.row, name) != value_of(b.row, name)]
+    if None in (a.row.model_hash, b.row.model_hash):  # older files tell models apart by what they are called
+        different = [name for name in different if name != "model_hash"]
+        different = ["model_hash" if name == "model_detail" else name for name in different]
+    return different
 
 
 def _reason(entry: Entry, candidates: Sequence[Entry]) -> str:
     """In what the nearest of the other side's measurements differs."""
     row = entry.row
     if twin := _twin(entry, candidates):
-        return _other_settings(entry, twin) or f"{twin.row.status} there"  # a failure that was paired already
-    of_method = [candidate.row for candidate in candidates if candidate.row.method == row.method]
+        return f"{twin.row.status} there"  # a failure that was paired already
+    of_method = [candidate for candidate in candidates if candidate.row.method == row.method]
     if not of_method:
         return "not measured there"
-    nearest = min(of_method, key=lambda other: len(set(_differing(row, other)) & set(MATCHED)))
-    name = _differing(row, nearest)[0]
-    here, there = (_said(value_of(each, name)) for each in (row, nearest))
+    nearest = min(of_method, key=lambda other: len(set(_differing(entry, other)) & set(MATCHED)))
+    name = _differing(entry, nearest)[0]
+    here, there = (_said(value_of(each, name)) for each in (row, nearest.row))
     if setting := DECIDED.get(name):
         return f"{name} differs: {here}, {there} (set {setting} on both)"
     return f"{name}: {here} here, {there} there"
-
-
-def _other_settings(a: Entry, b: Entry) -> str | None:
-    """A setting outside the row in which two records differ; None where there is none, or it is not known of both."""
-    here, there = (_settings(entry) for entry in (a, b))
-    if here and there:
-        for name in dict.fromkeys([*here, *there]):
-            ours, theirs = here.get(name), there.get(name)
-            shape = name.startswith("model.")
-            if ours != theirs and (shape or (name in here and name in there)):  # an older version may lack a setting
-                return f"{name}: {_said(ours)} here, {_said(theirs)} there"
-    return None
-
-
-def _settings(entry: Entry) -> dict[str, object]:
-    """Settings that change what a method does and stand in no column."""
-    config = read_config(entry.folder) if entry.folder else {}
-    model = config.get("model")
-    shape = (model.get("architecture") if isinstance(model, dict) else None) or {}
-    found = {f"model.architecture.{name}": value for name, value in shape.items()}
-    return found | {name: config[name] for name in ("max_tokens_per_forward",) if name in config}
 
 
 def _said(value: object) -> str:
@@ -208,13 +194,18 @@ def _samples(entry: Entry) -> stats.Seconds | None:
 
 def _baseline(entry: Entry, source: Source) -> Entry | None:
     """Full-batching on the same workload in the same source, where it has a time."""
-    wanted, forward = group_of(entry.row), value_of(entry.row, "forward")
+    wanted, forward = group_of(entry.row), _forward(entry.row)
     for other in source.entries:
-        same = other.row.method == BASELINE and group_of(other.row) == wanted and other.seconds is not None
+        alike = group_of(other.row) == wanted and other.machine == entry.machine
+        same = other.row.method == BASELINE and alike and other.seconds is not None
         # A serving engine has a forward of its own, and stands beside the methods whatever theirs is.
-        if same and forward in {None, value_of(other.row, "forward")}:
+        if same and forward in {(None, None), _forward(other.row)}:
             return other
     return None
+
+
+def _forward(row: Row) -> tuple[object, object]:
+    return value_of(row, "forward"), row.max_tokens_per_forward
 
 
 def _beside(entry: Entry, source: Source) -> stats.Seconds | None:

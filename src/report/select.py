@@ -10,7 +10,7 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.report.plots import DATASETS
 from src.report.section import Claim
-from src.report.tables import tells, with_interval
+from src.report.tables import per_batch, tells, with_interval
 
 MODELS = {
     "llama2-1.3b": "Llama2-1.3B",
@@ -23,8 +23,11 @@ CLOSE = 0.25  # a figure agrees with the paper's within this share of it, or whe
 
 
 def clean(records: Iterable[Record], **where: object) -> list[Row]:
-    """Rows measured without faults on demand whose columns have the values given (or one of those, for a tuple)."""
-    rows = [record.row for record in records if not record.row.quirks]
+    """Rows measured without faults on demand whose columns have the values given (or one of those, for a tuple).
+
+    A row that only a ratio across runs puts beside others is left out: what a section says is of one run.
+    """
+    rows = [record.row for record in records if not (record.row.quirks or record.row.speedup_across_runs)]
     for column, value in where.items():
         allowed = value if isinstance(value, tuple) else (value,)
         rows = [row for row in rows if getattr(row, column) in allowed]
@@ -49,13 +52,21 @@ def by_method(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], di
 
 
 def pairs(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
-    """The same, methods on one workload only: on that of most methods, of two the newer one."""
+    """The same, of one run each: of that which has most methods, of two the newer one. Methods took turns in it.
+
+    What a run is of is told by its methods that have a forward: serving engines have one of their own.
+    """
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row.comparison_id, []).append(row)
     best: dict[tuple[object, ...], tuple[int, str]] = {}
     found: dict[tuple[object, ...], dict[str, Row]] = {}
-    for (*key, _), methods in by_method(rows, *columns, "workload_fingerprint").items():
-        rank = (len(methods), max(row.created_at for row in methods.values()))
-        if tuple(key) not in best or rank > best[tuple(key)]:
-            best[tuple(key)], found[tuple(key)] = rank, methods
+    for run in runs.values():
+        told = next((row for row in run if row.forward), run[0])
+        key = tuple(getattr(told, column) for column in columns)
+        rank = (len(run), max(row.created_at for row in run))
+        if key not in best or rank > best[key]:
+            best[key], found[key] = rank, {row.method: row for row in run}
     return found
 
 
@@ -66,14 +77,18 @@ def order(dataset: str) -> tuple[int, str]:
 
 def judged(
     text: str, row: Row | None, ours: float | None, published: float | None, unit: str = "x",
-    interval: tuple[float | None, float | None] = (None, None), batch_size: int | None = None,
+    interval: tuple[float | None, float | None] | None = None, batch_size: int | None = None,
 ) -> Claim:  # fmt: skip
-    """A claim with a figure, ours beside the paper's: it agrees within ``CLOSE``, or where the interval holds it."""
+    """A claim with a figure, ours beside the paper's: it agrees within ``CLOSE``, or where the interval holds it.
+
+    Args:
+        interval: None for a figure that has none by its nature, such as a number of prompts.
+    """
     theirs = "" if published is None else f"{published:.2f}{unit}"
     if row is None or ours is None or published is None:
         return not_run(text, theirs)
-    low, high = interval
-    shown = with_interval(ours, low, high, unit)
+    low, high = interval or (None, None)
+    shown = with_interval(ours, low, high, unit) if interval else f"{ours:.2f}{unit}"
     inside = low is not None and high is not None and tells(low, high) and low <= published <= high
     holds = inside or abs(ours / published - 1) <= CLOSE
     return decided(text, theirs, shown, holds, differences(row, batch_size))
@@ -117,9 +132,7 @@ def model_name(row: Row) -> str:
 
 def seconds(row: Row | None) -> str:
     """Mean seconds per batch, or what became of it."""
-    if row is None:
-        return ""
-    return row.status if row.seconds_per_batch_mean is None else f"{row.seconds_per_batch_mean:.3f}"
+    return "" if row is None else per_batch(row)
 
 
 def ratio_to(ours: float | None, theirs: float | None) -> str:

@@ -13,32 +13,38 @@ from typing import Any
 
 from src.cli import UserError
 from src.measure.records import read_all
-from src.measure.row import STATUSES, Row
+from src.measure.row import COLUMNS, HOW, MACHINE, STATUSES, WORK, Row, parts
 
-# Measurements with equal values here did the same work. What is chosen for a machine is not among them: its device.
-MATCHED = (
-    "metric", "protocol", "method", "model", "weights_source", "model_detail", "dataset_source", "loadbit", "dtype",
-    "forward", "packing", "quirks", "num_prompts", "batch_size", "workload_fingerprint",
-)  # fmt: skip
-OPTIONAL = ("forward", "packing", "quirks")  # empty in a row where they do not apply, absent from older versions' files
+# Measurements with equal values here did the same work in the same way. What they ran on is what is compared.
+MATCHED = (*parts(WORK), *parts(HOW))
 NEEDED = (
-    "status", *(name for name in MATCHED if name not in OPTIONAL), "device_name", "seconds_per_batch_mean",
+    "status", "metric", "protocol", "method", "model", "weights_source", "model_detail", "dataset_source", "loadbit",
+    "dtype", "num_prompts", "batch_size", "workload_fingerprint", "device_name", "seconds_per_batch_mean",
     "seconds_per_batch_ci_low", "seconds_per_batch_ci_high",
 )  # fmt: skip
-FACTS = ("Device", "torch", "transformers", "CUDA, driver", "Commit", "Measured")
+FACTS = ("Device", "torch", "transformers", "Threads", "CUDA, driver", "Commit", "Measured")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A measurement: its row, and the folder that has its samples; None where only the row was sent."""
+    """A measurement: its row, and the folder that has its samples; None where only the row was sent.
+
+    ``unknown``: columns that a file of an older version lacks.
+    """
 
     row: Row
     folder: Path | None = None
+    unknown: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple[object, ...]:
         """What it measured; equal for measurements that can be compared."""
         return tuple(value_of(self.row, name) for name in MATCHED)
+
+    @property
+    def machine(self) -> tuple[object, ...]:
+        """What it ran on, with its software."""
+        return tuple(getattr(self.row, name) for name in parts(MACHINE))
 
     @property
     def seconds(self) -> float | None:
@@ -91,7 +97,7 @@ def read_source(letter: str, typed: str) -> Source:
         if not found:
             raise UserError(typed, "no readable record below it", "name a folder that holds records, or a summary.csv")
     elif path.is_file() and path.suffix == ".csv":
-        found = [Entry(row) for row in _read_csv(typed, path)]
+        found = list(_read_csv(typed, path))
         for name in FACTS:
             facts[name]["unknown"] = None
         notes.append(f"{letter} is a summary.csv, which tells neither samples nor versions")
@@ -103,6 +109,7 @@ def read_source(letter: str, typed: str) -> Source:
     if older := len(found) - len(kept):
         notes.append(f"{letter} holds several measurements of a kind: the newest stand, {older} older ones do not")
     facts["Device"] = dict.fromkeys(entry.row.device_name for entry in found)
+    facts["Threads"] = dict.fromkeys(str(entry.row.torch_threads or "unknown") for entry in found)
     days = sorted(entry.row.created_at[:10] for entry in kept)
     facts["Measured"] = dict.fromkeys(day for day in (days[0], days[-1]) if day)
     said = {name: (" to " if name == "Measured" else "; ").join(values) for name, values in facts.items()}
@@ -133,7 +140,7 @@ def _facts(made: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _read_csv(typed: str, path: Path) -> Iterator[Row]:
+def _read_csv(typed: str, path: Path) -> Iterator[Entry]:
     """The rows of a summary.csv, in the columns of ``Row``; other columns are passed over.
 
     Raises:
@@ -152,6 +159,7 @@ def _read_csv(typed: str, path: Path) -> Iterator[Row]:
         raise UserError(typed, f"has no column '{missing[0]}'{others}", remedy)
     if not any(body):
         raise UserError(typed, "has a header and no rows", remedy)
+    unknown = frozenset(COLUMNS) - set(header)
     types = {column.name: str(column.type) for column in fields(Row)}
     for number, cells in enumerate(body, 2):
         if not cells:
@@ -171,7 +179,7 @@ def _read_csv(typed: str, path: Path) -> Iterator[Row]:
         if row.status not in STATUSES:
             problem = f"line {number}: status is '{row.status}', not one of {', '.join(STATUSES)}"
             raise UserError(typed, problem, remedy)
-        yield row
+        yield Entry(row, unknown=unknown)
 
 
 def _parse(kind: str, text: str) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from src.measure.records import Record
 from src.measure.row import Row
+from src.measure.summary import BASELINE
 from src.prefill.methods import PHASES, method_of
+from src.workload.prompts import MADE_UP, shipped_profiles
 
 WIDEST = 20.0  # an interval whose ends differ by more is not shown
 OPERATIONS, ENERGY = "Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"
@@ -26,7 +29,9 @@ def title(row: Row) -> str:
 
 def _source(row: Row) -> str:
     if row.dataset_source == "profile":
-        return "real token lengths, random ids"
+        known = {f"profile {name} ": "made-up" if name in MADE_UP else "real" for name in shipped_profiles()}
+        kind = next((kind for start, kind in known.items() if row.dataset_detail.startswith(start)), "given")
+        return f"{kind} token lengths, random ids"
     return f"file {row.dataset_detail.split()[0]}" if row.dataset_source == "file" else "hub"
 
 
@@ -48,7 +53,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
     """
     unit = UNITS[rows[0].metric]
     header = [
-        "Method", f"Avg {unit} time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
+        "Method", f"Avg {unit} time /batch (s)", "ms / prompt", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
         "Std time (s)", "Std max util (%)", "Std mean util (%)", "Speedup over full-batching",
     ]  # fmt: skip
     body = []
@@ -61,7 +66,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
         body.append(
             [
                 starred(row),
-                number(row.seconds_per_batch_mean, 3) + few,
+                per_batch(row) + few,
+                per_prompt(row),
                 number(row.max_utilization_pct, 1) + weak,
                 number(row.peak_memory_mb, 0),
                 number(row.mean_utilization_pct, 1) + weak,
@@ -71,17 +77,44 @@ def comparison_table(rows: Sequence[Row]) -> str:
                 speedup(row),
             ]
         )
-    return "\n".join([markdown(header, body), *notes(rows)])
+    return "\n".join([markdown(header, body), *bullets([*notes(rows), *_other_runs(rows)])])
+
+
+def bullets(lines: Sequence[str]) -> list[str]:
+    """Lines below a table as a list, which Markdown else runs together in one paragraph."""
+    return ["", *(f"- {line}" for line in lines)] if lines else []
+
+
+def _other_runs(rows: Sequence[Row]) -> list[str]:
+    """Which methods of a table did not take turns with the others."""
+    ran = Counter(row.comparison_id for row in rows)
+    main = ran.most_common(1)[0][0]
+    apart = [f"{label(row)} ({row.created_at[:16].replace('T', ' ')})" for row in rows if row.comparison_id != main]
+    return [f"measured in runs of their own, not in turns with the others: {', '.join(apart)}"] if apart else []
+
+
+def per_batch(row: Row) -> str:
+    """Mean seconds a batch; nothing to compare where the batches are bins of all prompts, not what arrived together."""
+    if row.status == "ok" and method_of(row.method).packs_dataset:
+        return "n/a"
+    return row.status if row.seconds_per_batch_mean is None else f"{row.seconds_per_batch_mean:.3f}"
+
+
+def per_prompt(row: Row) -> str:
+    """Mean milliseconds a prompt, which compares methods whatever their batches are."""
+    return "" if row.seconds_per_prompt_mean is None else significant(1000 * row.seconds_per_prompt_mean)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What must stand below a table of these rows."""
+    """What must stand below a table of these rows, a line each; none begins with a sign that Markdown would take."""
     lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
     if offline := [row.num_prompts for row in rows if method_of(row.method).needs_dataset]:
         lines.append(
-            f"* an offline oracle: it needs the whole dataset ({max(offline):,} prompts) before its first "
+            f"marked *: an offline oracle, which needs the whole dataset ({max(offline):,} prompts) before its first "
             "batch; its interval covers repeats only"
         )
+    if any(row.status == "ok" and method_of(row.method).packs_dataset for row in rows):
+        lines.append("dataset-prepacking has batches of its own, bins of all prompts: compare it by the prompt")
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows to believe this utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
@@ -91,8 +124,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
         )
     if any(row.status == "ok" and method_of(row.method).apart for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
-    lines += validity(rows)
-    return ["", *lines] if lines else []
+    if any(row.speedup_across_runs for row in rows):
+        lines.append("§ over full-batching of another run, with the interval between runs (docs/measuring.md)")
+    return lines + validity(rows)
 
 
 def validity(rows: Sequence[Row]) -> list[str]:
@@ -125,16 +159,15 @@ def ratio_table(groups: Sequence[Sequence[Record]]) -> str:
     rows = [row for row in rows if row.protocol == "modern" and not row.quirks]
     costs = cost_header(rows)
     header = ["Model, type, prompts", "batch", "method", "over full-batching", "over length-ordered", "of ideal",
-              "of limit", *costs, "s / batch"]  # fmt: skip
+              "of limit", *costs, "s / batch", "ms / prompt"]  # fmt: skip
     body = []
     for row in rows:
         what = [f"{row.model}, {row.dtype}, {row.dataset}", str(row.batch_size)]
         name = starred(row)
         if row.status != "ok":
-            body.append([*what, name, row.status, *[""] * (4 + len(costs))])
+            body.append([*what, name, row.status, *[""] * (5 + len(costs))])
             continue
-        seconds = number(row.seconds_per_batch_mean, 3)
-        body.append([*what, name, *ratio_cells(row), *cost_cells(row, costs), seconds])
+        body.append([*what, name, *ratio_cells(row), *cost_cells(row, costs), per_batch(row), per_prompt(row)])
     return markdown(header, body)
 
 
@@ -210,22 +243,28 @@ def speedup(row: Row) -> str:
     """``6.21x [5.80, 6.60]``, or nothing where full-batching was not measured beside it."""
     if row.speedup_over_full_batching is None:
         return ""
+    if row.method == BASELINE:
+        return "1.00x"
     found = row.speedup_over_full_batching, row.speedup_ci_low, row.speedup_ci_high
-    return with_interval(*found, unit="x") + (" ‡" if row.intervals_rest_on_few and row.speedup_ci_low else "")
+    marks = [" ‡"] * bool(row.intervals_rest_on_few and row.speedup_ci_low) + [" §"] * bool(row.speedup_across_runs)
+    return with_interval(*found, unit="x") + "".join(marks)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
-    """``0.81 [0.63, 1.04]``; nothing where there is no value."""
+    """``0.81 [0.63, 1.04]``, with more digits where the ends would look alike; nothing where there is no value."""
     if value is None:
         return ""
-    if low is None or high is None or math.isnan(low):
-        return f"{value:.2f}{unit}"
-    return f"{value:.2f}{unit}" + (f" [{low:.2f}, {high:.2f}]" if tells(low, high) else " (no interval)")
+    if low is None or high is None or not tells(low, high):
+        return f"{value:.2f}{unit} (no interval)"
+    digits = next((digits for digits in range(2, 7) if f"{low:.{digits}f}" != f"{high:.{digits}f}"), None)
+    if digits is None:
+        return f"{value:.2f}{unit} (no interval)"
+    return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def tells(low: float, high: float) -> bool:
     """Whether an interval is worth showing: of two batches it may span thousands, which says only that they are few."""
-    return high <= WIDEST * low
+    return high <= WIDEST * low  # false too for NaN, where there is no interval
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

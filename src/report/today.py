@@ -13,7 +13,7 @@ from src.report.aggregate import place_of
 from src.report.plots import clear_axes, grouped_bars, room, whisker
 from src.report.section import Section, Table
 from src.report.select import BASE, clean, model_name, pairs, seconds
-from src.report.tables import cost_cells, cost_header, notes, ratio_cells, starred
+from src.report.tables import cost_cells, cost_header, notes, per_prompt, ratio_cells, starred
 
 Methods = dict[str, Row]
 # What a comparison is of.
@@ -60,7 +60,7 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
     Args:
         cut: prompts are cut to a length, which sets workloads apart; else the longest is what a sample happens to hold.
     """
-    kinds = _with_engines(pairs(rows, *COLUMNS))
+    kinds = pairs(rows, *COLUMNS)
     groups = {
         key: m for key, m in sorted(kinds.items(), key=_by_columns)
         if wanted(m) and any(r.status == "ok" for r in m.values())
@@ -73,21 +73,21 @@ def _ratios(section: Section, rows: Sequence[Row], wanted: Callable[[Methods], b
             body.append([
                 starred(row), row.dataset,
                 f"{model_name(row)}, {row.dtype}", str(row.batch_size), str(row.longest_prompt_tokens), seconds(row),
-                *ratio_cells(row), *cost_cells(row, costs),
+                per_prompt(row), *ratio_cells(row), *cost_cells(row, costs),
             ])  # fmt: skip
             sources.append([row.run_id])
     section.table = Table(
-        ("Method", "Dataset", "Model, type", "Batch", "Longest (tokens)", "s / batch", "Over full-batching",
-         "Over length-ordered", "Of ideal", "Of limit", *costs), body, sources,
+        ("Method", "Dataset", "Model, type", "Batch", "Longest (tokens)", "s / batch", "ms / prompt",
+         "Over full-batching", "Over length-ordered", "Of ideal", "Of limit", *costs), body, sources,
     )  # fmt: skip
-    section.notes = notes([row for m in groups.values() for row in m.values()])[1:] if groups else []
+    section.notes = notes([row for m in groups.values() for row in m.values()]) if groups else []
     if not groups:
         section.notes = ["not run: nothing was recorded for it"]
         return
     panels: dict[tuple[object, ...], dict[int, Methods]] = {}
     for (*key, longest, size, _, forward), methods in groups.items():  # of two of one batch size, that of more prompts
         if BASE in methods:
-            panels.setdefault((*key, forward, longest if cut else None), {})[size] = methods
+            panels.setdefault((*key, forward, longest if cut else None), {})[int(str(size))] = methods
     if panels:
         section.figure = _figure([dict(sorted(by_size.items())) for by_size in panels.values()])
 
@@ -162,9 +162,3 @@ def _operations(panel: Any, groups: Sequence[Methods], names: Sequence[str]) -> 
 def _by_columns(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
     """Sorts by each column in turn, numbers as numbers; what has none comes last."""
     return tuple((value is None, value) for value in item[0])
-
-
-def _with_engines(kinds: dict[tuple[Any, ...], Methods]) -> dict[tuple[Any, ...], Methods]:
-    """Serving engines have no forward of ours: they stand beside the methods whatever theirs is."""
-    engines = {key[:-1]: methods for key, methods in kinds.items() if key[-1] is None}
-    return {key: methods | engines.get(key[:-1], {}) for key, methods in kinds.items() if key[-1] is not None}

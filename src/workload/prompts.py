@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src import hub
+from src import hub, paper
 from src.cli import UserError, warn
 from src.config import DatasetConfig
+from src.workload import files
 from src.workload.tokenizer import Tokenizer
 
 PROFILE_DIR = Path(__file__).parent / "length_profiles"
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+MADE_UP = ("equal",)  # shipped profiles whose lengths are those of no real dataset
+MOST_OF_A_PROFILE = 20_000_000  # prompts that a profile may count; each takes 8 bytes, twice
+LONGEST_PROMPT = 10_000_000  # tokens
 FIRST_ORDINARY_TOKEN = 3  # ids below are <unk>, <s>, </s> in the Llama and Mistral vocabularies
 BEGIN_OF_SEQUENCE = 1
 SAID = {  # by datasets, where it is another setting that is wrong
@@ -43,6 +44,7 @@ class Prompts:
         source: ``hub``, ``file`` or ``profile``.
         detail: which one exactly: hub id and revision, file name and hash, or profile.
         tokenizer: what turned text into token ids, None for a length profile.
+        left_out: texts of the dataset that are no prompts (empty ones, for example), before sampling.
     """
 
     token_ids: list[TokenIds]
@@ -50,6 +52,7 @@ class Prompts:
     source: str
     detail: str
     tokenizer: Tokenizer | None
+    left_out: int = 0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -62,7 +65,8 @@ def load_prompts(
 ) -> Prompts:
     """Sample ``num_prompts`` prompts, seeded; all of them, with a note, where the dataset holds fewer.
 
-    As in the paper (section 4), texts of one word or less are dropped before sampling.
+    Of the paper's datasets, texts of one word or less are left out before sampling, as in the paper (section 4). Of
+    others only what is empty is, for many scripts write sentences without a space. What is left out is said.
 
     Raises:
         UserError: the dataset cannot be had in the way that ``dataset.source`` asks for, or holds no prompt.
@@ -74,23 +78,29 @@ def load_prompts(
     if source == "profile":
         return _from_profile(dataset, num_prompts, rng, vocab_size)
     if source == "file":
-        texts, detail = _read_file(dataset)
+        every, detail = _read_file(dataset)
     else:
         try:
-            texts, detail = _read_hub(dataset)
+            every, detail = _read_hub(dataset)
         except UserError as error:
             if dataset.source == "hub" or not dataset.profile:
                 raise
             hub.fall_back(error, f"the length profile '{dataset.profile}'")
             return _from_profile(dataset, num_prompts, rng, vocab_size)
     setting = "dataset.path" if source == "file" else "dataset.hub_id"
-    texts = [text for text in texts if len(text.split()) > 1]
-    if not texts:
-        raise UserError(setting, f"{detail} holds no text of two words or more", "check dataset.text_field")
-    chosen = _sample(len(texts), num_prompts, rng)
-    texts = [texts[index] for index in chosen]
+    fewest, short = (2, "hold fewer than two words") if dataset.name in paper.DATASETS else (1, "are empty")
+    usable = [text for text in every if text and len(text.split()) >= fewest]
+    if not usable:
+        raise UserError(setting, f"all records of {detail.split()[0]} {short}", "check dataset.text_field")
+    if left_out := len(every) - len(usable):
+        warn(f"{left_out:,} of {len(every):,} records of {detail.split()[0]} {short}: they are left out")
+    chosen = _sample(len(usable), num_prompts, rng)
+    texts = [usable[index] for index in chosen]
     tokenizer = make_tokenizer()
     token_ids = [np.asarray(ids[: dataset.max_tokens], dtype=np.int64) for ids in tokenizer.encode(texts)]
+    if not all(map(len, token_ids)):
+        empty = texts[[len(ids) for ids in token_ids].index(0)]
+        raise UserError(setting, f"the tokenizer makes no token of {ascii(empty)[:60]}", "take it out of the dataset")
     highest = max(int(ids.max()) for ids in token_ids)
     if highest >= vocab_size:
         raise UserError(
@@ -98,7 +108,7 @@ def load_prompts(
             f"its vocabulary of {vocab_size:,} is smaller than the tokenizer's ({tokenizer.name}, id {highest:,})",
             "choose a model with a larger vocabulary, or dataset.source=profile",
         )
-    return Prompts(token_ids, texts, source, detail, tokenizer)
+    return Prompts(token_ids, texts, source, detail, tokenizer, left_out)
 
 
 def _sample(available: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -119,6 +129,11 @@ def _from_profile(dataset: DatasetConfig, wanted: int, rng: np.random.Generator,
     return Prompts(token_ids, None, "profile", detail, None)
 
 
+def shipped_profiles() -> list[str]:
+    """The names of the length profiles that come with the program."""
+    return sorted(path.stem for path in PROFILE_DIR.glob("*.csv"))
+
+
 def read_profile(name: str) -> tuple[NDArray[np.int64], str]:
     """Token lengths of every prompt that a length profile counts, int64 [prompts], and what it is.
 
@@ -130,53 +145,37 @@ def read_profile(name: str) -> tuple[NDArray[np.int64], str]:
     """
     path = PROFILE_DIR / f"{name}.csv"
     if not path.is_file():
-        path = Path(name)
+        path = Path(name).expanduser()
     if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in PROFILE_DIR.glob("*.csv")))
-        raise UserError("dataset.profile", f"there is no '{name}'", f"choose one of {shipped}, or a CSV's path")
+        names = ", ".join(shipped_profiles())
+        raise UserError("dataset.profile", f"there is no '{name}'", f"choose one of {names}, or a CSV's path")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [(int(row["token_length"]), int(row["count"])) for row in csv.DictReader(file)]
+        header, lines = files.read_table(files.read_text(path), "token_length")
+        if missing := [name for name in ("token_length", "count") if name not in header]:
+            raise ValueError(f"it has no column {missing[0]}")
+        places = [header.index(name) for name in ("token_length", "count")]
+        rows = [tuple(int(cells[place]) for place in places) for cells in lines]
         if not rows or min(min(row) for row in rows) < 1:
             raise ValueError("no rows, or a number below 1")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no column {error}" if isinstance(error, KeyError) else error
-        raise UserError(
-            "dataset.profile", f"{path.name} is not a length profile ({reason})", "columns: token_length,count"
-        ) from None
-    lengths, counts = zip(*rows, strict=True)
-    return np.repeat(np.array(lengths, dtype=np.int64), counts), f"profile {path.stem} sha256:{_file_hash(path)}"
+        lengths, counts = zip(*rows, strict=True)
+        if max(lengths) > LONGEST_PROMPT:
+            raise ValueError(f"a prompt of {max(lengths):,} tokens; {LONGEST_PROMPT:,} are the most")
+        if sum(counts) > MOST_OF_A_PROFILE:
+            raise ValueError(f"it counts {sum(counts):,} prompts; {MOST_OF_A_PROFILE:,} are the most")
+    except (OSError, ValueError, csv.Error) as error:
+        problem = f"{path.name} is not a length profile ({error})"
+        raise UserError("dataset.profile", problem, "columns: token_length,count") from None
+    return np.repeat(np.array(lengths, dtype=np.int64), counts), f"profile {path.stem} sha256:{files.file_hash(path)}"
 
 
-def _read_file(dataset: DatasetConfig) -> tuple[list[str], str]:
+def _read_file(dataset: DatasetConfig) -> tuple[list[str | None], str]:
     if not dataset.path:
         raise UserError("dataset.path", "no file is named", "give dataset.path=prompts.jsonl (json, csv, parquet, txt)")
     path = Path(dataset.path).expanduser()
-    if not path.is_file():
-        raise UserError("dataset.path", f"there is no file '{dataset.path}'", "give the path of an existing file")
-    if path.suffix.lower() not in FILE_FORMATS:
-        raise UserError("dataset.path", f"'{path.name}' has an unknown ending", f"use one of {', '.join(FILE_FORMATS)}")
-    if path.stat().st_size == 0:
-        raise UserError("dataset.path", f"'{path.name}' is empty", "give a file with one prompt per record")
-    datasets = _datasets()
-    kind = FILE_FORMATS[path.suffix.lower()]
-    try:
-        # A throw-away cache: nothing is left behind, and a changed file is never served stale.
-        with tempfile.TemporaryDirectory() as cache:
-            table = datasets.load_dataset(
-                kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True
-            )
-            columns = {name: table[name][:] for name in table.column_names}
-    except Exception as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            "dataset.path", f"'{path.name}' is not what its ending says ({reason})", f"give valid {path.suffix[1:]}"
-        ) from None
-    texts = _column(columns, dataset.text_field if kind != "text" else "text", path.name)
-    return texts, f"{path.name} sha256:{_file_hash(path)}"
+    return files.read_prompts(path, dataset.text_field), f"{path.name} sha256:{files.file_hash(path)}"
 
 
-def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
+def _read_hub(dataset: DatasetConfig) -> tuple[list[str | None], str]:
     if not dataset.hub_id:
         raise UserError(
             "dataset.source", f"'{dataset.name}' is not on the hub", "use dataset.source=profile, or set dataset.hub_id"
@@ -205,7 +204,9 @@ def _read_hub(dataset: DatasetConfig) -> tuple[list[str], str]:
         problem = f"the cache holds {dataset.hub_id} at {', '.join(sorted(found))}, and {commit} cannot be had"
         raise UserError("dataset.revision", problem, "name one that the cache holds, or try again with the hub")
     detail = f"{dataset.hub_id}@{commit or dataset.revision or 'local'} {dataset.split}"
-    return _column({name: table[name][:] for name in table.column_names}, dataset.text_field, dataset.hub_id), detail
+    field = dataset.text_field
+    columns = dict.fromkeys(table.column_names) | ({field: table[field][:]} if field in table.column_names else {})
+    return files.column_of(columns, field, dataset.hub_id), detail
 
 
 def _prefer_in_cache(datasets: Any, commit: str) -> None:
@@ -234,17 +235,3 @@ def _datasets() -> Any:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets
-
-
-def _column(columns: dict[str, list[Any]], field: str, where: str) -> list[str]:
-    if field not in columns:
-        raise UserError("dataset.text_field", f"{where} has no field '{field}'", f"choose one of {', '.join(columns)}")
-    texts = [value for value in columns[field] if value is not None]
-    if not all(isinstance(value, str) for value in texts):
-        kinds = ", ".join(sorted({type(value).__name__ for value in texts} - {"str"}))
-        raise UserError("dataset.text_field", f"'{field}' of {where} holds {kinds}", "choose a field of text")
-    return texts
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
