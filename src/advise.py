@@ -137,6 +137,7 @@ def main() -> None:
     from src.measure.estimate import Shape
     from src.measure.machine import device_name, pick_device
     from src.measure.plan import prepare
+    from src.measure.process import CpuTimes, CpuUse
     from src.prefill.models import load_model
 
     gpus.open_here(pick_device(config.device))
@@ -171,11 +172,10 @@ def main() -> None:
     )
     if settings.check and bench is not None:
         print(f"\nChecked on up to {settings.check_batches} batches of each:\n", flush=True)
-        others = calibrate.OtherProcesses()
+        before = CpuTimes.now()
         checked = advice.check(plan, bench, found, settings.check_batches)
-        print(
-            f"{comparison(checked)}\nOther processes used {others.share():.0%} of the processor meanwhile.", flush=True
-        )
+        share = CpuUse.since(before).other or 0.0
+        print(f"{comparison(checked)}\nOther processes used {share:.0%} of the processor meanwhile.", flush=True)
 
 
 command = functools.partial(guarded, main)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from src.measure import records, runner
+from src.measure import process, records, runner, validity
 from src.measure.memory import Peak
+from src.measure.process import CpuUse
 from src.measure.records import Record
 from src.measure.row import Row
 from src.measure.sampler import RISE_S, _rising
@@ -23,6 +27,7 @@ GOOD = Evidence(
     tree_dirty=False, swapped_mb=0.0,
 )  # fmt: skip
 NEW = {
+    "other_cpu_pct", "stolen_cpu_pct", "throttled_cpu_pct", "cpu_clock_mean_mhz",
     "valid", "invalid_reasons", "notes", "utilization_loop_s", "mean_memory_utilization_pct", "energy_j",
     "memory_clock_mean_mhz", "temperature_max_c", "throttle_reasons",
     "other_gpu_processes", "other_gpu_processes_mb", "device_memory_used_mb",
@@ -38,7 +43,13 @@ NEW = {
         ({"other_processes": 1}, "1 other process on the GPU"),
         ({"other_processes": 2}, "2 other processes on the GPU"),
         ({"pass_seconds": [1.2, 1.0, 1.0]}, "warm-up did not settle (the first repeat took 20 % longer)"),
-        ({"utilization_valid": False}, "too few utilization windows"),
+        ({"cpu": CpuUse(10.0, 1.2)}, "other processes used 12 % of the processor meanwhile"),
+        ({"cpu": CpuUse(10.0, stolen_s=0.6)}, "the host gave 6 % of the processor's time to others"),
+        (
+            {"cpu": CpuUse(10.0, throttled_s=0.2)},
+            "the control group's limit held the process for 2 % of the time",
+        ),
+        ({"cpu_clocks_mhz": (2500, 3300)}, "the processor's clock moved between 2500 and 3300 MHz"),
         ({"tree_dirty": True}, "the source tree has uncommitted changes"),
         ({"swapped_mb": 12.0}, "12.0 MB of the process were swapped out"),
     ],
@@ -57,11 +68,15 @@ def test_rules_hold_at_their_limits() -> None:
     assert invalid_reasons(replace(GOOD, pass_seconds=[2.0, 1.0])) == []  # two repeats do not say which was odd
     assert invalid_reasons(replace(GOOD, pass_seconds=[0.5, 1.0, 1.0])) == []
     assert invalid_reasons(replace(GOOD, swapped_mb=-5.0)) == []
+    assert invalid_reasons(replace(GOOD, cpu=CpuUse(10.0, 1.0, 0.5, 0.1))) == []
+    assert invalid_reasons(replace(GOOD, cpu=CpuUse(10.0, None, None, None))) == []
+    assert invalid_reasons(replace(GOOD, cpu=CpuUse(0.1, 0.02, unsure_s=0.02))) == [], "two steps of the kernel's clock"
+    assert invalid_reasons(replace(GOOD, cpu_clocks_mhz=(3000, 3300))) == []
     everything = replace(
         GOOD, sm_clocks_mhz=(1, 2), throttle_reasons=["x"], other_processes=1, pass_seconds=[2, 1, 1],
-        utilization_valid=False, tree_dirty=True, swapped_mb=1.0,
+        utilization_valid=False, tree_dirty=True, swapped_mb=1.0, cpu=CpuUse(1.0, 1.0, 1.0, 1.0), cpu_clocks_mhz=(1, 2),
     )  # fmt: skip
-    assert len(invalid_reasons(everything)) == 7
+    assert len(invalid_reasons(everything)) == 10
 
 
 def test_a_data_centre_gpus_ordinary_state_is_a_note_and_no_reason() -> None:
@@ -97,7 +112,127 @@ def test_a_clock_that_rises_after_idling_is_left_out_and_one_that_dips_is_not(cl
     assert _rising(later) == ([], clocks)  # long after the start of a pass it has no excuse
 
 
-def clean(monkeypatch: pytest.MonkeyPatch, dirty: bool | None = False) -> None:
+def test_too_few_windows_leave_out_the_utilization_and_not_the_times() -> None:
+    seen = replace(GOOD, utilization_valid=False)
+    assert invalid_reasons(seen) == []
+    assert notes_of(seen) == ["too few averaging windows: utilization is left out"]
+
+
+class Cores:
+    """The files in which the kernel tells of two cores, of which this process may use the first."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        for name in ("PROC", "CGROUP", "CPUS"):
+            (root / name).mkdir()
+            monkeypatch.setattr(process, name, root / name)
+        (root / "PROC" / "self").mkdir()
+        monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: {0})
+        self.clock = [0.0, 0.0]
+        monkeypatch.setattr(process.time, "perf_counter", lambda: self.clock[0])
+        monkeypatch.setattr(process.time, "process_time", lambda: self.clock[1])
+
+    def tell(self, at_s: float, own_s: float, busy: int, stolen: int = 0, elsewhere: int = 0) -> None:
+        """Ticks of 10 ms: of the first core its busy and stolen ones, of the other one its busy ones."""
+        self.clock = [at_s, own_s]
+        lines = [
+            "cpu 1 2 3 4 5 6 7 8 0 0",
+            f"cpu0 {busy} 0 0 9999 9999 0 0 {stolen} 0 0",
+            f"cpu1 {elsewhere} 0 0 9 9 0 0 9 0 0",
+        ]
+        (self.root / "PROC" / "stat").write_text("\n".join([*lines, "intr 5"]) + "\n", encoding="ascii")
+
+    def group(self, line: str, folder: str, content: str) -> None:
+        (self.root / "PROC" / "self" / "cgroup").write_text(line + "\n", encoding="ascii")
+        (self.root / "CGROUP" / folder).mkdir(parents=True, exist_ok=True)
+        (self.root / "CGROUP" / folder / "cpu.stat").write_text(content, encoding="ascii")
+
+
+@pytest.fixture
+def cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cores:
+    return Cores(tmp_path, monkeypatch)
+
+
+def test_what_others_took_of_the_cores_that_a_process_may_use(cores: Cores) -> None:
+    cores.tell(0.0, 0.0, 1000)
+    before = process.CpuTimes.now()
+    cores.tell(2.0, 1.5, 1000 + 190, 6, elsewhere=5000)
+    use = process.CpuUse.since(before)
+    assert (use.other, use.stolen, use.throttled) == (pytest.approx(0.2), pytest.approx(0.03), None)
+    both = use + process.CpuUse(2.0, 0.0, 0.0, 0.0)
+    assert (both.other, both.stolen, both.throttled) == (pytest.approx(0.1), pytest.approx(0.015), None)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "content"),
+    [
+        ("0::/my.slice/job", "my.slice/job", "usage_usec 5\nthrottled_usec {usec}\n"),
+        ("0::/outside", ".", "usage_usec 5\nthrottled_usec {usec}\n"),  # a container sees its own group at the top
+        ("2:cpu,cpuacct:/docker/a", "cpu,cpuacct/docker/a", "nr_throttled 1\nthrottled_time {nsec}\n"),
+    ],
+)
+def test_a_limit_that_holds_the_process_is_seen(cores: Cores, line: str, folder: str, content: str) -> None:
+    found = []
+    for seconds in (3, 3.5):
+        cores.tell(2 * seconds, seconds, 100)
+        cores.group(line, folder, content.format(usec=int(seconds * 1e6), nsec=int(seconds * 1e9)))
+        found.append(process.CpuTimes.now())
+    assert found[1].throttled_s == 3.5
+    use = process.CpuUse.since(found[0])
+    assert use.throttled == pytest.approx(0.5)
+
+
+def test_a_system_that_tells_nothing_is_held_against_no_one(cores: Cores) -> None:
+    use = process.CpuUse.since(process.CpuTimes.now())
+    assert (use.other, use.stolen, use.throttled) == (None, None, None)
+    assert invalid_reasons(replace(GOOD, cpu=use)) == []
+
+
+def test_the_clock_of_the_busiest_core_is_read(cores: Cores) -> None:
+    folder = cores.root / "CPUS" / "cpu0" / "cpufreq"
+    folder.mkdir(parents=True)
+    (folder / "scaling_cur_freq").write_text("3300000\n", encoding="ascii")
+    assert process.ProcessCounters().read().values["cpu_clock_mhz"] == 3300
+    (folder / "scaling_cur_freq").write_text("nothing\n", encoding="ascii")
+    assert "cpu_clock_mhz" in process.ProcessCounters().read().gaps
+
+
+def test_a_measurement_beside_a_busy_process_is_invalid_and_says_by_how_much(
+    measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both cores taken by something else made times five times as long, and rows that said VALID."""
+    clean(monkeypatch, others=None)
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        (record,) = measure("method=full-batching", "num_prompts=96", "batch_size=8", "repeats=4")
+    finally:
+        for each in load:
+            each.kill()
+            each.wait()
+    row = record.row
+    assert row.valid is False
+    assert "other processes used" in str(row.invalid_reasons)
+    assert row.other_cpu_pct is not None
+    assert 10 < row.other_cpu_pct <= 100
+
+
+def test_a_quiet_run_on_a_cpu_is_valid_however_short(
+    measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean(monkeypatch)
+    (record,) = measure("method=full-batching")
+    row = record.row
+    assert (row.valid, row.invalid_reasons, row.utilization_valid) == (True, None, False)
+    assert (row.mean_utilization_pct, row.max_utilization_pct) == (None, None)
+    assert row.notes == "too few averaging windows: utilization is left out"
+    assert row.seconds_per_batch_mean
+
+
+def clean(monkeypatch: pytest.MonkeyPatch, dirty: bool | None = False, others: float | None = 0.0) -> None:
+    """Nothing but what a test is about speaks against a measurement: tests share the machine with each other."""
+    if others is not None:
+        monkeypatch.setattr(runner.CpuUse, "since", lambda _: process.CpuUse(1.0, others))
+    monkeypatch.setattr(validity, "UNSETTLED", 1e9)
     real = runner.machine.manifest
     monkeypatch.setattr(runner.machine, "manifest", lambda device: real(device) | {"git_dirty": dirty})
 
@@ -110,7 +245,7 @@ def test_a_loop_gives_short_passes_enough_windows_and_no_times(
     (without,) = measure(*short)
     assert without.row.utilization_valid is False
     assert without.row.utilization_loop_s is None
-    assert (without.row.valid, without.row.invalid_reasons) == (False, "too few utilization windows")
+    assert (without.row.valid, without.row.mean_utilization_pct) == (True, None)
     (looped,) = measure(*short, "utilization_loop_s=5")
     row = looped.row
     assert (row.utilization_valid, row.valid, row.invalid_reasons) == (True, True, None)

@@ -8,7 +8,6 @@ fast one. Where the model's positions or the memory end the growth first, it is 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from src.measure import machine, records
 from src.measure.cost import Sample, layout_of, memory_bytes, work_of
 from src.measure.estimate import Shape
 from src.measure.plan import Plan
+from src.measure.process import BUSY, CpuTimes, CpuUse
 from src.measure.timer import PhaseTimer
 from src.prefill.attention import pick_kernel
 from src.prefill.methods import METHODS, Engine, Method, TokenIds, make_engine
@@ -38,7 +38,6 @@ SHARE_TO_PROBE = 0.1
 PASSES = 2.2  # over all batches that the time must hold: to warm up, to time, and what the plan is off by
 OVERTIME = 1.5  # of the time asked; the first timed round may take it, later ones may not begin within it
 PROBE_TOKENS = 4096
-BUSY = 0.1  # share of all cores that others may use with a calibration that is kept
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
     taken: dict[tuple[Mix, str], list[float]] = {(mix, method.name): [] for mix, method in pairs}
     for mix, method in pairs:
         bench.seconds(method, prompts[mix])  # warm-up of this shape
-    round_s, others = 0.0, OtherProcesses()
+    round_s, before = 0.0, CpuTimes.now()
     for number in range(MOST_ROUNDS):
         began = time.perf_counter()
         if number and began - start + round_s > budget_s:
@@ -131,7 +130,8 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
     whole = [mix for mix in batches if all(taken[mix, method.name] for method in methods)]
     if len(whole) < FEWEST_MIXES:
         raise too_short
-    share = others.share() if plan.device.type == "cpu" else 0.0  # a GPU does not wait for the other cores
+    # A GPU does not wait for the other cores.
+    share = (CpuUse.since(before).other or 0.0) if plan.device.type == "cpu" else 0.0
     if share > BUSY:
         warn(
             f"other processes used {share:.0%} of the processor while this calibrated: predictions may be far off, and "
@@ -143,28 +143,6 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
         for batch, mix in enumerate(whole) for method in methods
     ]  # fmt: skip
     return measured, share <= BUSY
-
-
-class OtherProcesses:
-    """What share of all cores this machine's other processes use, from when this was made (Linux; else 0)."""
-
-    def __init__(self) -> None:
-        self._start_s, self._before_s = time.perf_counter(), self._others_s()
-
-    def share(self) -> float:
-        """0: none of the cores' time since then; 1: all of it."""
-        spent_s = (self._others_s() - self._before_s) / (os.cpu_count() or 1)
-        return max(0.0, spent_s / max(time.perf_counter() - self._start_s, 1e-9))
-
-    @staticmethod
-    def _others_s() -> float:
-        try:
-            ticks = [int(text) for text in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]]
-        except (OSError, ValueError):
-            return 0.0
-        user, nice, system, _, _, interrupts, soft, stolen = ticks[:8]
-        busy_s = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
-        return busy_s - time.process_time()
 
 
 def samples_of(measured: Sequence[dict[str, Any]], plan: Plan, shape: Shape) -> list[Sample]:

@@ -17,6 +17,7 @@ from src.config import Config, config_hash
 from src.measure import machine, quirks, records
 from src.measure.limit import Rates
 from src.measure.memory import Peak
+from src.measure.process import CpuUse
 from src.measure.records import Record
 from src.measure.sampler import Usage
 from src.measure.verify import Verification
@@ -38,6 +39,7 @@ class Pass:
     wall_seconds: float
     usage: Usage
     peak: Peak
+    cpu: CpuUse = field(default_factory=CpuUse)
 
 
 @dataclass

@@ -1,25 +1,33 @@
-"""The counters of this process, as Linux sees it: utilization of its cores, resident memory, swap."""
+"""The counters of this process and of the cores it runs on, as Linux tells them: use, memory, and who else is there."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from src.measure.nvml import MB, Reading
 
+BUSY = 0.1  # share of the cores' time that others may take from a measurement that is relied upon
+TICK_S = 0.01  # the kernel counts the time of cores in steps of this length
+PROC, CGROUP, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+
 
 class ProcessCounters:
-    """This process on a CPU: utilization of the cores it may use, and its resident memory."""
+    """This process on a CPU: utilization of the cores it may use, its resident memory, and the cores' clock."""
 
     source = "process"
     window_s = 0.0  # a reading averages over the time since the one before, nothing earlier
 
     def __init__(self) -> None:
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = len(_cores())
         self._last = (time.perf_counter(), time.process_time())
+        files = (CPUS / f"cpu{core}" / "cpufreq" / "scaling_cur_freq" for core in _cores())
+        self._clocks = [file for file in files if file.exists()]
 
     def read(self) -> Reading:
-        """Utilization since the read before (all threads, 100 = every core busy) and resident memory."""
+        """Utilization since the read before (all threads, 100 = every core busy), resident memory and clock."""
         now = (time.perf_counter(), time.process_time())
         elapsed, busy = now[0] - self._last[0], now[1] - self._last[1]
         self._last = now
@@ -30,11 +38,157 @@ class ProcessCounters:
             reading.gaps["process_memory_mb"] = "the system has no /proc/self/statm"
         else:
             reading.values["process_memory_mb"] = resident
+        try:
+            # Cores without work clock down: the fastest one shows the clock of those that have some.
+            mhz = max((int(file.read_text(encoding="ascii")) / 1000 for file in self._clocks), default=None)
+        except (OSError, ValueError) as error:
+            reading.gaps["cpu_clock_mhz"] = f"{type(error).__name__}: {error}"
+        else:
+            if mhz is not None:
+                reading.values["cpu_clock_mhz"] = mhz
         return reading
 
     def windows(self, seconds: float, readings: int) -> int:
         """Each reading is an average of its own since the one before."""
         return readings
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Clocks of a moment, in seconds; None where the system does not tell.
+
+    Attributes:
+        at_s: on the clock of the wall.
+        own_s: that this process has computed, over all its threads.
+        busy_s: that the cores which it may use have computed, for anyone.
+        stolen_s: that the host of a virtual machine has given to others while these cores wanted to compute.
+        throttled_s: that a limit of the control group has held processes, which were ready to compute.
+    """
+
+    at_s: float
+    own_s: float
+    busy_s: float | None
+    stolen_s: float | None
+    throttled_s: float | None
+
+    @classmethod
+    def now(cls) -> CpuTimes:
+        """Read them."""
+        busy_s, stolen_s = _core_seconds()
+        return cls(time.perf_counter(), time.process_time(), busy_s, stolen_s, _throttled_s())
+
+
+@dataclass(frozen=True)
+class CpuUse:
+    """What others took of the cores in one span of time, or in several: sums of seconds.
+
+    Attributes:
+        cores_s: time of all cores together.
+        other_s, stolen_s, throttled_s: as in ``CpuTimes``, ``other_s`` being what is busy and not this process; None
+            where the system does not tell.
+        unsure_s: by how much they may be off, for the kernel counts in steps.
+    """
+
+    cores_s: float = 0.0
+    other_s: float | None = 0.0
+    stolen_s: float | None = 0.0
+    throttled_s: float | None = 0.0
+    unsure_s: float = 0.0
+
+    @classmethod
+    def since(cls, before: CpuTimes) -> CpuUse:
+        """From then to now."""
+        now, cores = CpuTimes.now(), len(_cores())
+        busy_s, stolen_s = _less(now.busy_s, before.busy_s), _less(now.stolen_s, before.stolen_s)
+        return cls(
+            cores * (now.at_s - before.at_s),
+            None if busy_s is None else busy_s - (now.own_s - before.own_s),
+            stolen_s,
+            _less(now.throttled_s, before.throttled_s),
+            cores * TICK_S,
+        )
+
+    def __add__(self, other: CpuUse) -> CpuUse:
+        """Both spans together."""
+        return CpuUse(
+            self.cores_s + other.cores_s,
+            _sum(self.other_s, other.other_s),
+            _sum(self.stolen_s, other.stolen_s),
+            _sum(self.throttled_s, other.throttled_s),
+            self.unsure_s + other.unsure_s,
+        )
+
+    @property
+    def other(self) -> float | None:
+        """Share of the cores' time that other processes took, 0 to 1."""
+        return self._share(self.other_s)
+
+    @property
+    def stolen(self) -> float | None:
+        """Share that the host gave to others."""
+        return self._share(self.stolen_s)
+
+    @property
+    def throttled(self) -> float | None:
+        """Share in which a limit held processes back."""
+        return self._share(self.throttled_s)
+
+    def surely(self, share: float | None) -> float:
+        """How much of a share is beyond what the kernel's steps may have made of nothing; 0 where it is not known."""
+        return 0.0 if share is None or not self.cores_s else max(0.0, share - self.unsure_s / self.cores_s)
+
+    def _share(self, seconds: float | None) -> float | None:
+        return None if seconds is None or not self.cores_s else min(1.0, max(0.0, seconds / self.cores_s))
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _less(now: float | None, before: float | None) -> float | None:
+    return None if now is None or before is None else now - before
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _core_seconds() -> tuple[float | None, float | None]:
+    """Seconds that the cores which this process may use were busy, and that were stolen from them."""
+    wanted, busy, stolen = {f"cpu{core}" for core in _cores()}, 0, 0
+    try:
+        for line in (PROC / "stat").read_text(encoding="ascii").splitlines():
+            name, *ticks = line.split()
+            if name in wanted:
+                user, nice, system, _, _, interrupts, soft, steal = map(int, ticks[:8])
+                busy, stolen = busy + user + nice + system + interrupts + soft, stolen + steal
+                wanted.discard(name)
+    except (OSError, ValueError):
+        return None, None
+    hertz = os.sysconf("SC_CLK_TCK")
+    return (None, None) if wanted else (busy / hertz, stolen / hertz)
+
+
+def _throttled_s() -> float | None:
+    """Seconds for which the process's control group was held by its limit, of either version of control groups."""
+    found: dict[str, float] = {}
+    try:
+        groups = [line.split(":", 2) for line in (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()]
+        for _, controllers, path in groups:
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = CGROUP / controllers if controllers else CGROUP
+            for file in (top / path.lstrip("/") / "cpu.stat", top / "cpu.stat"):  # the second is a container's own view
+                if file.is_file():
+                    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+                    found |= {name: float(value) for name, value in lines}
+                    break
+    except (OSError, ValueError):
+        return None
+    if "throttled_usec" in found:
+        return found["throttled_usec"] / 1e6
+    return found["throttled_time"] / 1e9 if "throttled_time" in found else None
 
 
 def resident_mb() -> float | None:

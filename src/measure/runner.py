@@ -23,6 +23,7 @@ from src.measure.limit import measure_rates
 from src.measure.memory import PeakMemory, keep_freed_memory
 from src.measure.overhead import sampler_overhead
 from src.measure.plan import Outcome, Pass, Plan, UsageLoop
+from src.measure.process import CpuTimes, CpuUse
 from src.measure.records import Record
 from src.measure.sampler import Counters, Sampler, counters_for
 from src.measure.summary import precise, to_records
@@ -160,7 +161,7 @@ def _time(plan: Plan, counters: Counters) -> None:
                     continue
                 memory.reset()
                 gc.disable()
-                start = time.perf_counter()
+                before, start = CpuTimes.now(), time.perf_counter()
                 try:
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
@@ -170,8 +171,8 @@ def _time(plan: Plan, counters: Counters) -> None:
                 finally:
                     gc.enable()
                 if repeat >= 0:
-                    end = time.perf_counter()
-                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read()))
+                    end, cpu = time.perf_counter(), CpuUse.since(before)
+                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
         for outcome in plan.outcomes:
             if outcome.passes and not all(done.usage.valid for done in outcome.passes):
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)

@@ -51,6 +51,7 @@ class Usage:
     max_sm_clock_mhz: float | None
     rising_sm_clock_mhz: float | None
     mean_memory_clock_mhz: float | None
+    mean_cpu_clock_mhz: float | None
     max_temperature_c: float | None
     throttle_reasons: tuple[str, ...] | None
     other_processes: int | None
@@ -179,6 +180,7 @@ class Sampler:
             max_sm_clock_mhz=max(settled_mhz, default=None),
             rising_sm_clock_mhz=min(rising_mhz, default=None),
             mean_memory_clock_mhz=mean("memory_clock_mhz"),
+            mean_cpu_clock_mhz=mean("cpu_clock_mhz"),
             max_temperature_c=max(seen("temperature_c"), default=None),
             throttle_reasons=tuple(sorted(reasons)) if masks else None,
             other_processes=int(max(others)) if others else None,

@@ -12,9 +12,10 @@ from src import stats
 from src.config import Config, as_dict, config_hash
 from src.measure.machine import device_name, manifest, pick_devices, software
 from src.measure.plan import Outcome, Plan
+from src.measure.process import CpuUse
 from src.measure.records import Record
 from src.measure.row import Row
-from src.measure.telemetry import add_memory, add_overhead, add_rates, add_usage, add_validity, least_seconds
+from src.measure.telemetry import add_cpu, add_memory, add_overhead, add_rates, add_usage, add_validity, least_seconds
 from src.prefill.methods import PHASES
 
 BASELINE, ORDERED = "full-batching", "length-ordered"
@@ -152,7 +153,9 @@ def _row(plan: Plan, outcome: Outcome, measured: dict[str, Outcome], tree_dirty:
         add_rates(row, plan, outcome)
         if method.apart:
             row.max_utilization_pct = row.mean_utilization_pct = None
-        add_validity(row, outcome, tree_dirty)
+        # An engine's own process is another one by its design, and a GPU does not wait for what others do on the CPU.
+        computes_here = plan.device.type == "cpu" and not method.apart
+        add_validity(row, outcome, tree_dirty, add_cpu(row, outcome) if computes_here else CpuUse())
         if "divide-twice" in plan.quirks:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
         if BASELINE in measured:

@@ -11,6 +11,7 @@ from src.measure import work
 from src.measure.estimate import Shape
 from src.measure.limit import Rates, limit_seconds
 from src.measure.plan import Outcome, Pass, Plan
+from src.measure.process import CpuUse
 from src.measure.row import Row
 from src.measure.sampler import Usage
 from src.measure.validity import Evidence, invalid_reasons, notes_of
@@ -93,15 +94,16 @@ def add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:
     """Utilization from the loop where there was one; everything else from the passes, and the loop beside them."""
     passes, loop = [done.usage for done in kept], outcome.loop
     believed = [loop.usage] if loop else passes
-    row.max_utilization_pct = _mean(usage.max_utilization_pct for usage in believed)
-    row.mean_utilization_pct = _mean(usage.mean_utilization_pct for usage in believed)
-    row.mean_memory_utilization_pct = _mean(usage.mean_memory_utilization_pct for usage in believed)
-    if not loop:  # a single loop has no spread over repeats
-        row.max_utilization_std_pct = _spread(usage.max_utilization_pct for usage in passes)
-        row.mean_utilization_std_pct = _spread(usage.mean_utilization_pct for usage in passes)
     row.utilization_source = passes[0].source
     row.utilization_windows = min(usage.windows for usage in believed)
     row.utilization_valid = all(usage.valid for usage in believed)
+    if row.utilization_valid:
+        row.max_utilization_pct = _mean(usage.max_utilization_pct for usage in believed)
+        row.mean_utilization_pct = _mean(usage.mean_utilization_pct for usage in believed)
+        row.mean_memory_utilization_pct = _mean(usage.mean_memory_utilization_pct for usage in believed)
+    if row.utilization_valid and not loop:  # a single loop has no spread over repeats
+        row.max_utilization_std_pct = _spread(usage.max_utilization_pct for usage in passes)
+        row.mean_utilization_std_pct = _spread(usage.mean_utilization_pct for usage in passes)
     row.utilization_loop_s = loop.seconds if loop else None
     row.energy_j = _mean(usage.energy_j for usage in passes)
     row.sampler_readings = sum(usage.readings for usage in passes)
@@ -131,9 +133,23 @@ def _throttled(spans: list[Usage]) -> list[str]:
     return sorted({reason for usage in spans for reason in usage.throttle_reasons or ()})
 
 
-def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
-    """The verdict, with its reasons, and what else a reader should know. Clocks are those of the timed passes alone."""
+def add_cpu(row: Row, outcome: Outcome) -> CpuUse:
+    """What others took of the cores in the timed passes, for work that is done on them by this process."""
+    cpu = sum((done.cpu for done in outcome.passes), CpuUse())
+    for name, share in (("other", cpu.other), ("stolen", cpu.stolen), ("throttled", cpu.throttled)):
+        setattr(row, f"{name}_cpu_pct", None if share is None else 100 * share)
+    row.cpu_clock_mean_mhz = _mean(done.usage.mean_cpu_clock_mhz for done in outcome.passes)
+    return cpu
+
+
+def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None, cpu: CpuUse) -> None:
+    """The verdict, with its reasons, and what else a reader should know. Clocks are those of the timed passes alone.
+
+    Args:
+        cpu: what others took of the cores, nothing where the work was done elsewhere.
+    """
     passes = [done.usage for done in outcome.passes]
+    clocks = [usage.mean_cpu_clock_mhz for usage in passes if usage.mean_cpu_clock_mhz is not None]
     low = [usage.min_sm_clock_mhz for usage in passes if usage.min_sm_clock_mhz is not None]
     high = [usage.max_sm_clock_mhz for usage in passes if usage.max_sm_clock_mhz is not None]
     rising = [usage.rising_sm_clock_mhz for usage in passes if usage.rising_sm_clock_mhz is not None]
@@ -146,6 +162,8 @@ def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None) -> None:
         other_processes=row.other_gpu_processes,
         tree_dirty=tree_dirty,
         quirks=row.quirks,
+        cpu=cpu,
+        cpu_clocks_mhz=(min(clocks), max(clocks)) if clocks else None,
         swapped_mb=_largest(done.peak.swapped_mb for done in outcome.passes),
     )
     reasons = invalid_reasons(seen)

@@ -7,9 +7,13 @@ and right after idling its clock takes a moment to rise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-CLOCK_MOVED = 0.10  # share of the highest SM clock by which readings of one run may differ
+from src.measure.process import BUSY, CpuUse
+
+CLOCK_MOVED = 0.10  # share of the highest clock by which readings of one run may differ
+STOLEN = 0.05  # share of the cores' time that the host of a virtual machine may give to others
+THROTTLED = 0.01  # share in which the limit of a control group may hold the process; while it does, all threads stand
 UNSETTLED = 0.10  # share by which the first timed repeat may be slower than the slowest of the later ones
 REPEATS_TO_SETTLE = 3  # fewer say nothing about whether the first was slow
 ORDINARY = ("software power cap",)  # what holds clocks down in a GPU's ordinary state under full load
@@ -24,7 +28,10 @@ class Evidence:
         rising_clock_mhz: the lowest reading at the start of a pass, before the clock had risen after idling.
         throttle_reasons: in words; harmless ones left out.
         pass_seconds: total time of each timed repeat, in their order.
-        utilization_valid: whether utilization rests on enough averaging windows.
+        utilization_valid: whether utilization rests on enough averaging windows; without them it is left out, and the
+            times stand.
+        cpu: what others took of the cores, where the work was done on a CPU.
+        cpu_clocks_mhz: lowest and highest mean clock of the timed passes, on a CPU.
         tree_dirty: whether source files differ from the commit that is recorded.
         swapped_mb: how much of the process was swapped out during the run.
         quirks: measuring faults that were on for demonstration.
@@ -39,6 +46,8 @@ class Evidence:
     tree_dirty: bool | None = None
     swapped_mb: float | None = None
     quirks: str | None = None
+    cpu: CpuUse = field(default_factory=CpuUse)
+    cpu_clocks_mhz: tuple[float, float] | None = None
 
 
 def invalid_reasons(seen: Evidence) -> list[str]:
@@ -57,8 +66,10 @@ def invalid_reasons(seen: Evidence) -> list[str]:
         slower = seen.pass_seconds[0] / max(seen.pass_seconds[1:]) - 1
         if slower > UNSETTLED:
             reasons.append(f"warm-up did not settle (the first repeat took {100 * slower:.0f} % longer)")
-    if not seen.utilization_valid:
-        reasons.append("too few utilization windows")
+    reasons += _taken(seen.cpu)
+    if seen.cpu_clocks_mhz is not None and _moved(*seen.cpu_clocks_mhz):
+        low, high = seen.cpu_clocks_mhz
+        reasons.append(f"the processor's clock moved between {low:.0f} and {high:.0f} MHz")
     if seen.tree_dirty:
         reasons.append("the source tree has uncommitted changes")
     if seen.swapped_mb is not None and seen.swapped_mb > 0:
@@ -68,9 +79,24 @@ def invalid_reasons(seen: Evidence) -> list[str]:
     return reasons
 
 
+def _taken(cpu: CpuUse) -> list[str]:
+    """What others took of the cores, where it is more than a measurement bears."""
+    said = []
+    for share, most, what in (
+        (cpu.other, BUSY, "other processes used {} of the processor meanwhile"),
+        (cpu.stolen, STOLEN, "the host gave {} of the processor's time to others"),
+        (cpu.throttled, THROTTLED, "the control group's limit held the process for {} of the time"),
+    ):
+        if cpu.surely(share) > most:
+            said.append(what.format(f"{100 * (share or 0.0):.0f} %"))
+    return said
+
+
 def notes_of(seen: Evidence) -> list[str]:
     """What a reader should know of this measurement, and what speaks against nothing."""
     notes = [f"the GPU was held by its {reason}" for reason in seen.throttle_reasons if reason in ORDINARY]
+    if not seen.utilization_valid:
+        notes.append("too few averaging windows: utilization is left out")
     if seen.rising_clock_mhz is not None and seen.sm_clocks_mhz is not None:
         low, high = seen.rising_clock_mhz, seen.sm_clocks_mhz[1]
         if _moved(low, high):

@@ -116,7 +116,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(row.status == "ok" and method_of(row.method).packs_dataset for row in rows):
         lines.append("dataset-prepacking has batches of its own, bins of all prompts: compare it by the prompt")
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
-        lines.append("† too few averaging windows to believe this utilization, or no counter")
+        lines.append("† too few averaging windows for a utilization, or no counter")
     if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
         lines.append(
             "‡ its intervals rest on fewer than 5 batches (offline methods: repeats); those beyond a factor of "
