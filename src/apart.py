@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src import places
-from src.cli import SHOW_TRACEBACK, warn
+from src.cli import SHOW_TRACEBACK, recorded, warn
 from src.config import Config, as_dict, register_schemas
 from src.measure import records
 from src.measure.records import Record
@@ -30,7 +30,8 @@ from src.measure.row import Row
 from src.worker import measure
 
 register_schemas()  # on import, for the job of a launcher, which unpickles what names this file and composes next
-OWN_EXITS = (0, 1, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
+RECORDED_EXITS = (0, 1)
+OWN_EXITS = (*RECORDED_EXITS, 2)  # what measure() returns: all well, a method failed (and has its row), bad input
 # Who ends a whole job signals all of its processes. This one's own signal, which ends it without a row that would call
 # that a failure of what was measured, may then come a moment after the child's death.
 ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
@@ -48,7 +49,9 @@ def run_apart(config: Config, at_most_s: float | None = None) -> int:
         KeyboardInterrupt: the user stopped it; the process is gone too.
     """
     if not config.isolate:
-        return measure(config)
+        code = measure(config)
+        recorded()
+        return code
     with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
         pending = Path(folder) / "pending.json"
         oom_kills, over = _kernel_oom_kills(), set[str]()
@@ -75,6 +78,8 @@ def run_apart(config: Config, at_most_s: float | None = None) -> int:
             for timer in timers:
                 timer.cancel()
         if code in OWN_EXITS:
+            if code in RECORDED_EXITS:
+                recorded()
             return code
         if "broken off" in over:
             return BROKEN_OFF

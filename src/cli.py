@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import re
 import sys
@@ -82,8 +83,22 @@ def report(error: Exception) -> int:
     return EXIT_BAD_INPUT
 
 
+def print_whatever_there_is() -> None:
+    """Let output lose a character that the terminal's character set lacks, in place of all that was measured."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@functools.cache
+def recorded() -> None:
+    """Remember that something was recorded, for who stops the program."""
+
+
 def guarded(main: Callable[[], Any]) -> int:
     """Run ``main`` and return the exit code: its own (or 0), 2 with one line on bad input, 130 on Ctrl-C."""
+    print_whatever_there_is()
+    recorded.cache_clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own report
     try:
         return int(main() or 0)
@@ -99,7 +114,8 @@ def guarded(main: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; what was recorded is kept, and the same command goes on from there", file=sys.stderr)
+        kept = "what was recorded is kept, and the same command goes on from there"
+        print(f"\nstopped; {kept if recorded.cache_info().currsize else 'nothing was recorded'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         if not SHOW_TRACEBACK:

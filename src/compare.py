@@ -66,8 +66,8 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fail-on-regression",
         metavar="PERCENT",
-        help="exit with 1 where the time of a method is beyond the reference's by more with its whole interval, or "
-        "where it fails and the reference did not; 5%% or 0.05",
+        help="exit with 1 where the time of a method is beyond the reference's by more with its whole interval (where "
+        "there is none, by itself), or where it fails and the reference did not; 5%% or 0.05",
     )
     parser.add_argument(
         "--noise-floor",
@@ -121,7 +121,9 @@ def main() -> int:
         raise UserError("--fail-on-regression", f"nothing of {names} could be compared with A", "see Not compared")
     beyond = f"{100 * options.fail_on_regression:g} %"
     lines = compare.regressions(found, options.fail_on_regression)
-    print("\n".join(f"regression beyond {beyond}: {line}" for line in lines) or f"no regression beyond {beyond}")
+    alone = compare.judged_by_themselves(found)
+    weak = f" ({alone} of {len(found.pairs)} ratios have no interval and were judged by themselves)" if alone else ""
+    print("\n".join(f"regression beyond {beyond}: {line}" for line in lines) or f"no regression beyond {beyond}{weak}")
     return int(bool(lines))
 
 

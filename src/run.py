@@ -66,7 +66,10 @@ def _check_flags() -> None:
 
     parser = get_args_parser()
     parser.error = complain  # type: ignore[method-assign]
-    flags = parser.parse_args()
+    flags = parser.parse_intermixed_args()
+    # Hydra takes settings in one piece only, and would call the second piece unknown flags.
+    settings = set(flags.overrides)
+    sys.argv[1:] = [each for each in sys.argv[1:] if each not in settings] + flags.overrides
     asked = {"--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info, "-sc": flags.shell_completion}
     given = [name for name, value in asked.items() if value]
     if len(given) > 1 or (given and flags.run):

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, report
+from src.cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_is, report
 from src.config import Config, as_dict
 from src.measure import records
 from src.measure.records import Record
@@ -101,6 +101,7 @@ def limit_memory(megabytes: int | None) -> None:
 
 def main() -> int:
     """The template: fork for each configuration that comes in, and tell the parent what became of it."""
+    print_whatever_there_is()
     connection, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -68,6 +68,8 @@ BAD_INPUT = [
     ("utilization_loop_s=-1", "utilization_loop_s: -1.0 s; give 0 (off) to 600 seconds"),
     ("sampler_overhead_s=nan", "sampler_overhead_s: nan s; give 0 (off) to 60 seconds"),
     ("bacth_size=4", "bacth_size: there is no such setting"),
+    ("++bacth_size=4", "bacth_size: there is no such setting"),
+    ("+model.wieghts=random", "model.wieghts: there is no such setting"),
     ("model.wieghts=random", "model.wieghts: there is no such setting"),
     ("model.weights=local", "model.weights: unknown 'local'; choose one of auto, hub, random"),
     ("model.weights=hub", "model.weights: hub, but tiny has no hub id"),
@@ -76,6 +78,7 @@ BAD_INPUT = [
     ("model.path={tmp}/gpt2 model.weights=auto", "model.path: the architecture 'gpt2' is not checked"),
     ("model.path={tmp} model.weights=auto", "model.path: {tmp} could not be loaded"),
     ("model.architecture.num_attention_heads=7", "is not a multiple of the number of attention heads"),
+    ("+model.architecture.num_hiden_layers=7", "model.architecture: a llama has no 'num_hiden_layers'"),
     ("model.architecture.model_type=lama", "model.architecture: the architecture 'lama' is not checked"),
     ("loadbit=4", "loadbit: 4-bit weights need sizes that are multiples of 64; this model's hidden_size is 32"),
     ("dataset.source=magic", "dataset.source: unknown 'magic'; choose one of auto, hub, file, profile"),
@@ -93,7 +96,10 @@ BAD_INPUT = [
     ("dataset=file dataset.source=file dataset.path={tmp}/table.csv", "dataset.text_field: table.csv has no field 'text'; "
      "choose one of question, number"),
     ("dataset=file dataset.source=file dataset.path={tmp}/table.csv dataset.text_field=number", "dataset.text_field: 'number'"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/words.txt", "words.txt sha256:"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/blank.txt", "dataset.path: all records of blank.txt are empty; check dataset.text_field"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/commas.csv dataset.text_field=question", "dataset.path: 'commas.csv' is not what its ending says (line 3 has 3 fields separated by commas, the header 2"),
+    ("dataset=mmlu dataset.source=profile dataset.path={tmp}/table.csv", "dataset.path: a file is named, but dataset.source=profile reads none; add dataset.source=file"),
+    ("dataset.source=profile dataset.profile={tmp}/counts.csv", "dataset.profile: counts.csv is not a length profile (it counts 1,000,000,000,000 prompts"),
     ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
     ("results_dir=/proc/results", "results_dir: cannot write to '/proc/results'"),
     ("scale=null", "scale: it cannot be null; leave it out for its default"),
@@ -124,6 +130,9 @@ def bad_files(tmp_path: Path) -> Path:
     (tmp_path / "text.parquet").write_text("not parquet at all", encoding="utf-8")
     (tmp_path / "text.jsonl").write_text("just some\nlines of text\n", encoding="utf-8")
     (tmp_path / "table.csv").write_text("question,number\nWhat is it?,1\nWhy is it?,2\n", encoding="utf-8")
+    (tmp_path / "blank.txt").write_text("\n  \n\n", encoding="utf-8")
+    (tmp_path / "commas.csv").write_text("question,number\nWhat?,1\nWhat, then?,2\n", encoding="utf-8")
+    (tmp_path / "counts.csv").write_text("token_length,count\n5,1000000000000\n", encoding="utf-8")
     (tmp_path / "words.txt").write_text("one\ntwo\n\n", encoding="utf-8")
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
@@ -177,7 +186,7 @@ def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
     header = next(line for line in out.splitlines() if line.startswith("| Method"))
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         "Method", "Avg Prefill time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)", "Std time (s)",
-        "Std max util (%)", "Std mean util (%)", "Speedup over full-batching",
+        "Std max util (%)", "Std mean util (%)", "ms / prompt", "Speedup over full-batching",
     ]  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -260,8 +269,54 @@ def test_ctrl_c_ends_promptly_and_says_how_to_go_on(
     monkeypatch.setattr("src.measure.runner.load_model", interrupt)
     code, _, err = call(run.main, *TINY_OVERRIDES, f"results_dir={tmp_path}")
     assert code == 130
-    assert "the same command goes on from there" in err
+    assert err.endswith("stopped; nothing was recorded\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_after_a_record_says_that_it_is_kept(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.measure import runner
+
+    real = runner.load_model
+
+    def interrupt_the_second(*arguments: object) -> object:
+        if list(tmp_path.iterdir()):
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "load_model", interrupt_the_second)
+    code, _, err = call(run.main, "--multirun", *TINY_OVERRIDES, "seed=0,1", f"results_dir={tmp_path}")
+    assert code == 130
+    assert "stopped; what was recorded is kept, and the same command goes on from there" in err
+
+
+@pytest.mark.parametrize("order", [("--multirun", 1), ("-m", 8)])
+def test_flags_may_stand_between_settings(order: tuple[str, int], call: Call, tmp_path: Path) -> None:
+    flag, place = order
+    arguments = [*TINY_OVERRIDES, "seed=0,1", f"results_dir={tmp_path}"]
+    code, out, err = call(run.main, *arguments[:place], flag, *arguments[place:])
+    assert code == 0, err
+    assert out.count("records: ") == 2
+
+
+def test_output_that_the_terminal_has_no_letters_for_loses_nothing(tmp_path: Path) -> None:
+    """The table's signs are not in Latin 1: it ended in an error after everything had been measured."""
+    isolated = [each for each in TINY_OVERRIDES if each != "isolate=false"]
+    arguments = [*isolated, "methods=[prepacking,full-batching]", "repeats=1", f"results_dir={tmp_path}"]
+    for extra in ([], ["isolate=false"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "src.run", *arguments, *extra, "rerun=true"], cwd=ROOT, capture_output=True, timeout=120,
+            env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode("latin-1")
+        assert "| prepacking " in done.stdout.decode("latin-1")
+    reported = subprocess.run(
+        [sys.executable, "-m", "src.report", f"results_dir={tmp_path}"], cwd=ROOT, capture_output=True, timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"},
+    )  # fmt: skip
+    assert reported.returncode == 0, reported.stderr.decode()
+    assert (tmp_path / "report" / "time_per_batch.png").is_file()
 
 
 def test_the_shared_real_questions_run_with_the_real_tokenizer(tmp_path: Path) -> None:

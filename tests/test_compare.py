@@ -101,7 +101,7 @@ def test_real_records_against_a_copy_of_themselves_are_all_inconclusive_at_1(
         assert pair.row.method == "full-batching" or (pair.change and pair.change.value == pytest.approx(1))
     folders = str(tmp_path / "results"), str(tmp_path / "copy")
     code, out, _ = call(compare.main, *folders, "--fail-on-regression", "0%", "--noise-floor=0")
-    assert (code, out.count("inconclusive")) == (0, 2)
+    assert (code, out.count("inconclusive |")) == (0, 2)
     assert "no regression beyond 0 %" in out
 
 
@@ -113,7 +113,7 @@ def test_a_machine_that_takes_1_2_times_as_long_is_that_much_slower(machine: Cal
     assert code == 1
     assert out.count("regression beyond 5 %: B, ") == 3
     assert "1.20x [1." in out
-    assert out.count("slower") == 3
+    assert out.count("slower |") == 3
     for margin in ("25%", "0.25"):
         assert call(compare.main, str(a), str(b), "--fail-on-regression", margin)[0] == 0
     assert call(compare.main, str(a), str(b))[0] == 0
@@ -128,6 +128,40 @@ def test_an_interval_that_reaches_into_the_margin_is_no_regression(machine: Call
         assert 0 < nearest < itself
         assert pair.slower_by(nearest - 1e-6)
         assert not pair.slower_by((nearest + itself) / 2), "the ratio is beyond it, its interval not wholly"
+
+
+@pytest.mark.parametrize(("scale", "code"), [(12.0, 1), (1.0, 0), (1.04, 0)])
+def test_a_slowdown_without_an_interval_does_not_pass_the_gate(
+    tmp_path: Path, call: Call, scale: float, code: int
+) -> None:
+    """One batch measured once has no interval: a slowdown of 12 times was no regression."""
+    for name, seconds in (("a", 1.0), ("b", scale)):
+        made = record("prepacking", 1.0, {}, repeats=1, num_batches=1, seconds_per_batch_mean=seconds,
+                      seconds_per_batch_ci_low=None, seconds_per_batch_ci_high=None)  # fmt: skip
+        made.samples = [{"repeat": 0, "batch": 0, "seconds": seconds}]
+        write(made, tmp_path / name)
+    found_code, out, _ = call(compare.main, str(tmp_path / "a"), str(tmp_path / "b"), "--fail-on-regression=5%")
+    assert found_code == code
+    if code:
+        assert "12.00x (no interval) ‡ the time, judged by itself" in out
+    else:
+        assert "no regression beyond 5 % (1 of 1 ratios have no interval and were judged by themselves)" in out
+
+
+def test_the_verdict_comes_first_and_what_has_no_counterpart_is_folded(
+    machine: Callable[..., Path], call: Call
+) -> None:
+    a, b = machine("a"), machine("b", 2.0, noise=1)
+    for size in range(5, 25):
+        machine("a", only="prepacking", batch_size=size, workload_fingerprint=f"other {size}")
+    _, out, _ = call(compare.main, str(a), str(b))
+    lines = out.splitlines()[2:5]
+    assert lines[0] == f"- B ({b}) against A: 3 measurements compared: 0 faster, 3 slower, 0 inconclusive"
+    assert lines[1].startswith("- A's time over B's: 0.5")
+    assert lines[2] == "- without a counterpart: 20 of A's; most of all for: batch_size (20)"
+    folded = out[out.index("## Not compared") :]
+    assert len([line for line in folded.splitlines() if line.startswith("| A ")]) == 1
+    assert re.search(r"\| +20 \|", folded)
 
 
 def test_every_source_is_compared_with_the_first(machine: Callable[..., Path], call: Call) -> None:
@@ -249,7 +283,7 @@ def test_a_method_that_failed_before_its_model_was_read_is_matched_by_what_it_kn
 def test_invalid_measurements_are_compared_and_marked(machine: Callable[..., Path], call: Call) -> None:
     a, b = machine("a"), machine("b", valid=False, invalid_reasons="the GPU was throttled")
     _, out, _ = call(compare.main, str(a), str(b))
-    assert out.count("inconclusive") == 3
+    assert out.count("inconclusive |") == 3
     assert "! INVALID: B, prepacking: the GPU was throttled" in out
     assert "INVALID: A" not in out
 
@@ -259,7 +293,7 @@ def test_the_newest_of_several_stands_and_it_is_said(machine: Callable[..., Path
     machine("b/newer", 1.0, created_at="2026-02-01T00:00:00+00:00", config_hash="other")
     _, out, _ = call(compare.main, str(a), str(b))
     assert "B holds several measurements of a kind: the newest stand, 3 older ones do not" in out
-    assert out.count("inconclusive") == 3
+    assert out.count("inconclusive |") == 3
 
 
 def test_how_the_speedup_differs_comes_from_the_samples_of_both(machine: Callable[..., Path]) -> None:
@@ -328,7 +362,8 @@ def test_where_nothing_can_be_compared_a_check_for_regressions_does_not_pass(
     a, b = machine("a"), machine("b", dtype="float16")
     code, out, _ = call(compare.main, str(a), str(b), "--out", str(tmp_path / "o"))
     assert code == 0
-    assert "Nothing could be compared" in out
+    assert "- B (" in out
+    assert "against A: nothing could be compared" in out
     assert (tmp_path / "o" / "comparison.png").is_file()
     code, _, err = call(compare.main, str(a), str(b), "--fail-on-regression", "5%")
     assert (code, len(err.splitlines())) == (2, 1)

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,19 +35,52 @@ NO_TIME = "no time in it"
 
 
 def page(found: Comparison, noise_floor: float) -> str:
-    """comparison.md: what the sources ran on, a table of each comparison, and what could not be compared."""
+    """comparison.md: the verdict, what the sources ran on, each comparison's table, and what could not be compared."""
     head = [["A (reference)" if not place else each.letter, each.name, *(each.facts[name] for name in FACTS)]
             for place, each in enumerate(found.sources)]  # fmt: skip
-    parts = ["# Comparison", "", markdown(["", "Source", *FACTS], head), ""]
+    parts = ["# Comparison", "", *verdict(found, noise_floor), "", markdown(["", "Source", *FACTS], head), ""]
     for pairs in grouped(found.pairs):
         parts += [f"## {heading(pairs[0].row)}", "", table(pairs, noise_floor), ""]
-    if not found.pairs:
-        parts += ["Nothing could be compared.", ""]
     parts += [line for source in found.sources for line in source.notes]
     parts += _reading(found, noise_floor)
     if found.unmatched:
         parts += ["## Not compared", "", _unmatched(found.unmatched), ""]
     return "\n".join(parts)
+
+
+def verdict(found: Comparison, noise_floor: float) -> list[str]:
+    """Three lines for each source: what was compared and how it ended, by how much, and what has no counterpart."""
+    lines = []
+    for source in found.sources[1:]:
+        pairs = [pair for pair in found.pairs if pair.source is source]
+        ratios = [pair.ratio for pair in pairs if pair.ratio is not None]
+        said = Counter(ratio.verdict(noise_floor) for ratio in ratios)
+        counts = ", ".join(f"{said[each]} {each}" for each in ("faster", "slower", "inconclusive"))
+        failed = f", {len(pairs) - len(ratios)} without a time on a side" if len(pairs) > len(ratios) else ""
+        name = f"{source.letter} ({source.name}) against A"
+        if pairs:
+            lines.append(f"{name}: {len(pairs)} measurements compared: {counts}{failed}")
+        else:
+            lines.append(f"{name}: nothing could be compared")
+        if ratios:
+            values = sorted(ratio.value for ratio in ratios)
+            middle = math.exp(sum(map(math.log, values)) / len(values))
+            span = f"{values[0]:.2f}x to {values[-1]:.2f}x"
+            lines.append(f"A's time over {source.letter}'s: {middle:.2f}x (geometric mean), {span}")
+        left = [each for each in found.unmatched if source in (each.source, each.other)]
+        if left:
+            sides = Counter(each.source.letter for each in left)
+            counted = " and ".join(f"{sides[letter]} of {letter}'s" for letter in sorted(sides))
+            why = ", ".join(f"{kind} ({count})" for kind, count in Counter(map(_kind, left)).most_common(3))
+            lines.append(f"without a counterpart: {counted}; most of all for: {why}")
+        else:
+            lines.append("without a counterpart: none")
+    return [f"- {line}" for line in lines]
+
+
+def _kind(left: Unmatched) -> str:
+    """What keeps a measurement from being compared, less the values."""
+    return left.reason.split(":")[0].split(" differs")[0]
 
 
 def grouped(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -154,14 +188,16 @@ def _reading(found: Comparison, noise_floor: float) -> list[str]:
 
 
 def _unmatched(left: Sequence[Unmatched]) -> str:
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    """What has no counterpart, counted by the reason; comparison.csv lists each."""
+    groups: dict[tuple[str, str, str], list[Unmatched]] = {}
     for each in left:
-        row = each.entry.row
+        groups.setdefault((each.source.letter, each.other.letter, _kind(each)), []).append(each)
+    body = []
+    for (here, there, _), same in groups.items():
+        row = same[0].entry.row
         status = "" if row.status == "ok" else f" ({row.status})"
-        key = each.source.letter, each.other.letter, heading(row), each.reason
-        groups.setdefault(key, []).append(label(row) + status)
-    body = [[source, other, ", ".join(methods), what, why] for (source, other, what, why), methods in groups.items()]
-    return markdown(["Here", "There", "Methods", "Measurement", "Reason"], body)
+        body.append([here, there, str(len(same)), same[0].reason, f"{label(row)}{status}: {heading(row)}"])
+    return markdown(["Here", "There", "Measurements", "Reason (of the first)", "The first of them"], body)
 
 
 def records(found: Comparison, noise_floor: float) -> list[dict[str, object]]:
@@ -226,7 +262,10 @@ def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> li
 
 
 def regressions(found: Comparison, share: float) -> list[str]:
-    """In words, each method that got slower by more than ``share`` with its whole interval, or that now fails."""
+    """In words, each method that got slower by more than ``share`` with its whole interval, or that now fails.
+
+    Where there is no interval, as of one batch measured once, the ratio itself is judged.
+    """
     lines = []
     for pair in found.pairs:
         what = f"{pair.source.letter}, {label(pair.row)}, {heading(pair.row)}"
@@ -234,8 +273,14 @@ def regressions(found: Comparison, share: float) -> list[str]:
             lines.append(f"{what}: {pair.other.row.status}, {pair.other.row.status_reason}")
         elif pair.ratio is not None and pair.slower_by(share):
             times = stats.Interval(1 / pair.ratio.value, 1 / pair.ratio.high, 1 / pair.ratio.low, pair.ratio.few)
-            lines.append(f"{what}: {_said(times)} the time")
+            alone = "" if pair.has_interval else ", judged by itself"
+            lines.append(f"{what}: {_said(times)} the time{alone}")
     return lines
+
+
+def judged_by_themselves(found: Comparison) -> int:
+    """How many ratios have no interval, so that only the ratio itself could be judged."""
+    return sum(pair.ratio is not None and not pair.has_interval for pair in found.pairs)
 
 
 def unpaired(found: Comparison) -> list[Source]:

@@ -62,8 +62,18 @@ class Pair:
         return self.reference.row if self.reference.row.workload_fingerprint else self.other.row
 
     def slower_by(self, share: float) -> bool:
-        """Whether the whole interval of the other's time over the reference's lies beyond 1 + ``share``."""
-        return self.ratio is not None and self.ratio.high < 1 / (1 + share)
+        """Whether the whole interval of the other's time over the reference's lies beyond 1 + ``share``.
+
+        Without an interval the ratio itself counts: a check that nothing could fail would be none.
+        """
+        if self.ratio is None:
+            return False
+        return (self.ratio.high if self.has_interval else self.ratio.value) < 1 / (1 + share)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the ratio has one; of a single batch measured once there is none."""
+        return self.ratio is not None and not math.isnan(self.ratio.high)
 
     @property
     def fails_now(self) -> bool:

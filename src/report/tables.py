@@ -53,8 +53,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
     """
     unit = UNITS[rows[0].metric]
     header = [
-        "Method", f"Avg {unit} time /batch (s)", "ms / prompt", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
-        "Std time (s)", "Std max util (%)", "Std mean util (%)", "Speedup over full-batching",
+        "Method", f"Avg {unit} time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)",
+        "Std time (s)", "Std max util (%)", "Std mean util (%)", "ms / prompt", "Speedup over full-batching",
     ]  # fmt: skip
     body = []
     for row in rows:
@@ -67,13 +67,13 @@ def comparison_table(rows: Sequence[Row]) -> str:
             [
                 starred(row),
                 per_batch(row) + few,
-                per_prompt(row),
                 number(row.max_utilization_pct, 1) + weak,
                 number(row.peak_memory_mb, 0),
                 number(row.mean_utilization_pct, 1) + weak,
                 number(row.seconds_per_batch_std, 3),
                 number(row.max_utilization_std_pct, 1),
                 number(row.mean_utilization_std_pct, 1),
+                per_prompt(row),
                 speedup(row),
             ]
         )
