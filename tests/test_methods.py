@@ -13,6 +13,7 @@ from conftest import FAMILIES, carry, draw_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.measure import runner
 from src.measure.verify import verify
 from src.prefill import attention, modern, published
 from src.prefill.cache import new_cache
@@ -281,3 +282,45 @@ def test_half_precision_passes_verification(dtype: torch.dtype) -> None:
         found = verify(model, [(draw_prompts([9, 4, 1, 7]), None)], engine, "none")
         assert found.problem is None
         assert found.max_rel_diff < 0.05
+
+
+@pytest.mark.parametrize("method", ["prepacking", "padding-free", "full-batching"])
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", "logits, which follow layer 1, are not finite in the prompt run alone"),
+        ("model.norm.weight", "logits, which follow layer 1, are not finite"),
+        ("model.layers.0.mlp.up_proj.weight", "keys of layer 1 are not finite in the prompt run alone"),
+        ("model.layers.0.self_attn.v_proj.weight", "values of layer 0 are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_wrong_though_every_token_is_the_same(method: str, where: str, named: str) -> None:
+    """The largest of NaN is the same token for every method."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter(where).fill_(float("nan"))
+    engine = make_engine(model, METHODS[method], How())
+    assert str(verify(model, [(draw_prompts([9, 4, 7]), None)], engine, "none").problem).startswith(named)
+
+
+def test_an_overflow_of_half_precision_is_wrong() -> None:
+    model = tiny_model(dtype=torch.float16)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
+    engine = make_engine(model, METHODS["prepacking"], How())
+    assert "not finite" in str(verify(model, [(draw_prompts([9, 4, 7]), None)], engine, "none").problem)
+
+
+def test_what_is_not_finite_makes_a_row_incorrect(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = runner.load_model
+
+    def load(*arguments: Any) -> Any:
+        model = real(*arguments)
+        with torch.no_grad():
+            model.model.norm.weight.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(runner, "load_model", load)
+    for record in measure("methods=[prepacking,full-batching]"):
+        assert (record.row.status, record.row.seconds_per_batch_mean) == ("incorrect", None)
+        assert "not finite" in str(record.row.status_reason)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from conftest import TINY, draw_prompts, tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from src.cli import UserError
@@ -102,6 +105,46 @@ def test_random_weights_of_a_local_shape(tmp_path: Path) -> None:
     source = find_model(ModelConfig("mine", path=str(tmp_path), weights="random"))
     assert source.weights == "random"
     assert source.config.hidden_size == TINY["hidden_size"]
+
+
+def change_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: t.pop("model.layers.0.mlp.up_proj.weight"),
+            "lacks 1 of its tensors (model.layers.0.mlp.up_proj.weight)",
+        ),
+        (lambda t: t.pop("lm_head.weight"), "lacks 1 of its tensors (lm_head.weight)"),
+        (lambda t: [t.pop(name) for name in list(t) if ".1." in name], "lacks 9 of its tensors (model.layers.1."),
+        (lambda t: t.update({"model.norm.weight": torch.ones(5)}), "other shapes than its config.json says"),
+    ],
+)
+def test_a_checkpoint_that_lacks_tensors_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+    """Random numbers stood in their place, and the row said VALID."""
+    tiny_model().save_pretrained(tmp_path)
+    source = find_model(ModelConfig("mine", path=str(change_checkpoint(tmp_path, change))))
+    with pytest.raises(UserError, match=r"^model\.path: ") as refused:
+        load_model(source, CPU, torch.float32, "none", 0)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_tied_embeddings_are_no_lack_and_what_is_left_over_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    change_checkpoint(tmp_path, lambda tensors: tensors.update(extra=torch.zeros(3)))
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = load_model(find_model(ModelConfig("mine", path=str(tmp_path))), CPU, torch.float32, "none", 0)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "holds 1 tensors that its model does not have (extra): they are left out" in capsys.readouterr().err
 
 
 def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ def verify(
     first tokens. With ``generate_tokens``, so many tokens after the first are generated greedily from the engine's own
     cache, and compared with ordinary greedy generation from the prompt alone.
 
+    What is not finite, in keys, values or logits, is wrong on either side: where all logits are NaN every method chooses
+    the same token.
+
     A token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than the
     tolerance times their spread. What follows it in that prompt's continuation is another text, and not compared.
     """
@@ -81,6 +84,7 @@ def verify(
                     want = getattr(theirs, name)[0].float()
                     start = int(done.mask[number].argmax()) if done.mask is not None else 0
                     have = getattr(ours, name)[number, :, start : start + len(ids)].float()
+                    _see_finite(found, f"{name} of layer {layer}", want, have)
                     difference = (have - want).abs()
                     relative = float((have - want).norm() / want.norm())
                     found.max_abs_diff = max(found.max_abs_diff, float(difference.max()))
@@ -90,11 +94,20 @@ def verify(
                             f"{name} of layer {layer} differ from the prompt run alone by {relative:.2g} of their norm "
                             f"(allowed {tolerance:.2g}), prompt of {len(ids)} tokens"
                         )
+            own = [] if done.logits is None else [done.logits[number]]
+            _see_finite(found, f"logits, which follow layer {len(alone.layers) - 1},", logits, *own)
             if token != int(logits.argmax()):
                 _judge(found, "first token", token, logits, tolerance)
         if generate_tokens and done.cache is not None:
             _continue(found, model, prompts, done, generate_tokens, tolerance)
     return found
+
+
+def _see_finite(found: Verification, what: str, alone: torch.Tensor, *own: torch.Tensor) -> None:
+    """Note where the prompt run alone, or the method, gives something else than numbers."""
+    for whose, tensor in (("the prompt run alone", alone), *(("the method", each) for each in own)):
+        if not bool(torch.isfinite(tensor).all()):
+            found.problem = found.problem or f"{what} are not finite in {whose}"
 
 
 def _judge(found: Verification, what: str, token: int, logits: torch.Tensor, tolerance: float) -> None:

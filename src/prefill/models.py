@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from src import hub
-from src.cli import UserError
+from src.cli import UserError, warn
 from src.config import ModelConfig
 from src.prefill import identity, split
 
@@ -171,23 +172,48 @@ def load_model(
         options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
         if loadbit != "none":
             options["quantization_config"] = _quantization(loadbit, dtype)
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # its report of what is missing becomes one line here
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=dtype,
                 device_map=places,
                 attn_implementation=ATTENTION,
                 use_safetensors=True,  # never a pickle, which can run code
                 trust_remote_code=False,
+                output_loading_info=True,
                 **options,
             )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if "ignore_mismatched_sizes" in str(error):
+                error = ValueError("its tensors have other shapes than its config.json says")
             raise _unloadable(error, source.path, source.weights == "local", source.revision) from None
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        model, loading = loaded
+        _check_complete(source, loading)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _check_complete(source: ModelSource, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks tensors: transformers puts random numbers in their place, and goes on.
+
+    Raises:
+        UserError: it does.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        problem = (
+            f"{source.path} lacks {len(missing)} of its tensors ({', '.join(missing[:3])}{', …' * bool(missing[3:])})"
+        )
+        raise UserError("model.path", problem, "give a complete checkpoint: random numbers would stand in their place")
+    if unexpected := sorted(loading["unexpected_keys"]):
+        some = ", ".join(unexpected[:3]) + ", …" * bool(unexpected[3:])
+        warn(f"{source.path} holds {len(unexpected)} tensors that its model does not have ({some}): they are left out")
 
 
 def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
