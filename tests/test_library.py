@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from src.cli import UserError
+from src.config import ModelConfig
 from src.prefill import generate, library, prefill, supported
-from src.prefill import models as harness
 from src.prefill.cache import new_cache
+from src.prefill.forward import FusedForward
+from src.prefill.models import check_quantizable, check_served, find_model, load_model
 
 # One checkpoint of each family, small; what the documentation says of its attention.
 NEOX = {key: value for key, value in TINY.items() if key != "num_key_value_heads"}
@@ -52,9 +55,9 @@ TOKENS = 6
 DOCUMENT = ROOT / "docs" / "library.md"
 
 
-def build(family: str, **changes: Any) -> Any:
+def build(family: str, seed: int = 1, **changes: Any) -> Any:
     shape = {key: value for key, value in KINDS[family][0].items() if key != "model_type"}
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **shape | {"bos_token_id": 1, "eos_token_id": 2} | changes)
     return AutoModelForCausalLM.from_config(config).float().eval()
 
@@ -245,7 +248,7 @@ def test_the_model_is_as_it_was(implementation: str, fails: bool) -> None:
     assert torch.equal(ordinary(model, prompts, **options), want)
 
 
-@pytest.mark.parametrize("family", sorted(harness.FAMILIES))
+@pytest.mark.parametrize("family", sorted(supported.FUSED_FAMILIES))
 def test_the_fused_forward_gives_the_same(family: str) -> None:
     whole = {"layer_types": ["full_attention"] * 2} if family == "qwen2" else {}
     model, prompts = build(family, **whole), draw_prompts(EDGES[0])
@@ -253,6 +256,168 @@ def test_the_fused_forward_gives_the_same(family: str) -> None:
     want = ordinary(model, prompts, **options)
     assert max(differences(model, prompts, prefill(model, prompts, forward="fused"))) < 1e-4
     assert torch.equal(generate(model, None, prompts, forward="fused", **options), want)
+
+
+def load_other(model: Any) -> None:
+    whole = {"layer_types": model.config.layer_types} if model.config.model_type == "qwen2" else {}
+    model.load_state_dict(build(model.config.model_type, seed=5, **whole).state_dict())
+
+
+def add_adapter(model: Any) -> None:
+    """As an adapter does: a layer is wrapped by one that adds to what it gives."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base, self.in_features = base, base.in_features
+            self.more = torch.nn.Linear(base.in_features, base.out_features, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x) + self.more(x)
+
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj)
+        layer.mlp.down_proj = Adapter(layer.mlp.down_proj)
+
+
+def train_in_place(model: Any) -> None:
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(1.5)
+            layer.self_attn.v_proj.weight.add_(0.1)
+
+
+def change_data(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.weight.data.mul_(-2.0)
+        layer.mlp.gate_proj.weight.data = layer.mlp.gate_proj.weight.data.clone() + 0.1
+
+
+def hook_a_layer(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(lambda module, given, found: 2 * found)
+
+
+CHANGES = [load_other, lambda model: model.bfloat16(), add_adapter, train_in_place, change_data, hook_a_layer,
+           lambda model: model.resize_token_embeddings(300), lambda model: model.double().float()]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2 has biases
+@pytest.mark.parametrize(
+    "change", CHANGES, ids=["state_dict", "bfloat16", "adapter", "in place", "data", "hook", "resize", "cast"]
+)
+def test_the_fused_forward_sees_that_weights_have_changed(change: Callable[[Any], Any], family: str) -> None:
+    """It went on with the weights that it had joined, or laid out for oneDNN, at its first use."""
+    whole = {"layer_types": ["full_attention"] * 2} if family == "qwen2" else {}
+    model, prompts = build(family, **whole), draw_prompts(EDGES[0])
+    before = prefill(model, prompts, forward="fused").logits
+    change(model)
+    found = prefill(model, prompts, forward="fused")
+    want = prefill(model, prompts)
+    near = 0.06 if model.dtype == torch.bfloat16 else 1e-4
+    assert max(differences(model, prompts, found)) < near
+    assert float((found.logits - want.logits).abs().max() / want.logits.abs().max()) < near
+    same = change in CHANGES[-2:]
+    assert same or not torch.allclose(before[:, :200].float(), found.logits[:, :200].float(), rtol=0.01)
+
+
+def test_weights_that_stay_are_joined_once() -> None:
+    model, prompts = build("llama"), draw_prompts(EDGES[0])
+    prefill(model, prompts, forward="fused")
+    made = FusedForward.of(model)
+    prefill(model, prompts, forward="fused")
+    generate(model, None, prompts, forward="fused", max_new_tokens=2)
+    assert FusedForward.of(model) is made
+
+
+def test_hooks_that_fused_would_pass_over_are_refused() -> None:
+    model = build("llama")
+    model.model.layers[1].register_forward_hook(lambda module, given, found: None)
+    assert len(prefill(model, [[5]]).logits) == 1
+    with pytest.raises(ValueError, match=r"model: layers\.1 has hooks, which fused passes over"):
+        prefill(model, [[5]], forward="fused")
+
+
+@pytest.mark.parametrize("forward", ["transformers", "fused"])
+def test_autocast_changes_nothing(forward: str) -> None:
+    model, prompts = build("llama"), draw_prompts(EDGES[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        done = prefill(model, prompts, forward=forward)
+        new = generate(model, None, prompts, forward=forward, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert done.logits.dtype == done.cache.layers[0].keys.dtype == torch.float32
+    assert max(differences(model, prompts, done)) < 1e-4
+    assert new.shape == (len(prompts), max(map(len, prompts)) + 2)
+
+
+def test_a_batch_is_continued_by_hand_with_its_positions() -> None:
+    model, prompts = build("llama", eos_token_id=None), draw_prompts(EDGES[0])
+    done, tokens = prefill(model, prompts), []
+    mask, positions, token = done.attention_mask, done.position_ids, done.logits.argmax(-1, keepdim=True)
+    assert positions.tolist() == [[len(prompt)] for prompt in prompts]
+    with torch.inference_mode():
+        for _ in range(4):
+            tokens.append(token)
+            mask = torch.cat([mask, torch.ones_like(token)], dim=-1)
+            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": done.cache}
+            token, positions = model(token, **given).logits[:, -1].argmax(-1, keepdim=True), positions + 1
+    want = ordinary(model, prompts, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(torch.cat(tokens, dim=-1), want[:, -4:])
+
+
+def test_what_wraps_a_model_is_told_how_to_come_by_it() -> None:
+    model, prompts = build("llama"), draw_prompts(EDGES[0])
+
+    class PeftModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config, self.base = model.config, model
+
+        def get_base_model(self) -> Any:
+            return self.base
+
+    wrapped = PeftModel().eval()
+    with pytest.raises(
+        ValueError, match=r"PeftModel is not transformers' LlamaForCausalLM; give model\.get_base_model"
+    ):
+        prefill(wrapped, prompts)  # type: ignore[arg-type]
+    assert max(differences(model, prompts, prefill(wrapped.get_base_model(), prompts))) < 1e-4
+    with pytest.raises(ValueError, match=r"OptimizedModule is not .*; compile in place, with model\.compile\(\)"):
+        prefill(torch.compile(model), prompts)  # type: ignore[arg-type]
+    model.compile(backend="eager")
+    assert max(differences(model, prompts, prefill(model, prompts))) < 1e-4
+
+
+def test_four_bit_weights_of_a_width_that_blocks_do_not_fill_are_refused() -> None:
+    shape = harness_shape(hidden_size=64, intermediate_size=128, head_dim=24)
+    model = load_model(shape, torch.device("cpu"), torch.float32, "4", 0)
+    with pytest.raises(ValueError, match=r"o_proj has 4-bit weights of 96 inputs, which is no multiple of 64"):
+        prefill(model, [[5]])
+    with pytest.raises(UserError, match=r"loadbit: .* this model's num_attention_heads \* head_dim is 96"):
+        check_quantizable(shape, "4", torch.device("cpu"))
+    assert prefill(load_model(shape, torch.device("cpu"), torch.float32, "8", 0), [[5]]).computed_tokens == 1
+
+
+def harness_shape(**changes: Any) -> Any:
+    return find_model(ModelConfig("tiny", weights="random", architecture=TINY | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "forward", "said"),
+    [
+        ({"hidden_act": "gelu"}, "fused", "forward: fused does not serve a llama with hidden_act=gelu"),
+        ({"hidden_act": "gelu"}, "transformers", None),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "transformers",
+         "model.path: rotary positions of type dynamic depend on a batch's longest prompt"),
+        ({}, "fused", None),
+    ],
+)  # fmt: skip
+def test_the_harness_knows_what_the_library_knows(changes: dict[str, Any], forward: str, said: str | None) -> None:
+    """It measured such models and called them incorrect, which they are not."""
+    if said is None:
+        return check_served(harness_shape(**changes), forward)
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_served(harness_shape(**changes), forward)
+    return None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -300,7 +465,8 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     (lambda: prefill(MODELS["llama"], [[5]], "length-ordered"), "method: unknown 'length-ordered'; choose one of"),
     (lambda: prefill(MODELS["llama"], [[5]], forward="fast"), "forward: unknown 'fast'; choose one of transformers"),
     (lambda: prefill(MODELS["gemma"], [[5]], forward="fused"), "forward: fused does not serve this gemma"),
-    (lambda: prefill(build("llama", hidden_act="gelu"), [[5]], forward="fused"), "fused does not serve this llama"),
+    (lambda: prefill(build("llama", hidden_act="gelu"), [[5]], forward="fused"),
+     "forward: fused does not serve a llama with hidden_act=gelu"),
     (lambda: prefill(MODELS["qwen2"], [[5]], forward="fused"), "forward: fused does not serve a qwen2 with layers of"),
     (lambda: prefill(build("llama").train(), [[5]]), "model: it is in training mode; call model.eval"),
     (lambda: prefill(AutoModel.from_config(MODELS["llama"].config).eval(), [[5]]), "model: LlamaModel is not transf"),
@@ -371,7 +537,7 @@ def test_the_families_that_are_documented_are_those_that_are_compared() -> None:
         measured[family] = found
 
     def row(family: str, bounds: list[str]) -> str:
-        fused = "yes" if family in harness.FAMILIES else ""
+        fused = "yes" if family in supported.FUSED_FAMILIES else ""
         return " | ".join([f"| `{family}`", f"`{supported.FAMILIES[family]}`", KINDS[family][1], fused, *bounds]) + " |"
 
     text = DOCUMENT.read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from src.measure.records import Record
 from src.measure.sampler import Usage
 from src.measure.verify import Verification
 from src.prefill.methods import METHODS, Engine, How, Method, Pack, TokenIds, dataset_bins
-from src.prefill.models import ModelSource, check_quantizable, find_model
+from src.prefill.models import ModelSource, check_quantizable, check_served, find_model
 from src.prefill.packing import PACKINGS, Bins
 from src.workload.batches import Batch, fingerprint, shuffled_batches
 from src.workload.prompts import Prompts, load_prompts
@@ -181,6 +181,8 @@ def prepare(config: Config) -> Plan:
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = results_dir_of(config)
     source = find_model(config.model)
+    if any(not METHODS[name].serves for name in config.compared_methods):
+        check_served(source, "transformers" if config.protocol == "paper" else config.forward)
     check_quantizable(source, config.loadbit, device)
 
     def make_tokenizer() -> Tokenizer:

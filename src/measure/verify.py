@@ -54,8 +54,8 @@ def verify(
     first tokens. With ``generate_tokens``, so many tokens after the first are generated greedily from the engine's own
     cache, and compared with ordinary greedy generation from the prompt alone.
 
-    What is not finite, in keys, values or logits, is wrong on either side: where all logits are NaN every method chooses
-    the same token.
+    What is not finite, in keys, values or logits, is wrong on either side: where all logits are NaN, every method
+    chooses the same token.
 
     A token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than the
     tolerance times their spread. What follows it in that prompt's continuation is another text, and not compared.

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from src.prefill.attention import Segments, attend, by_segments
 from src.prefill.cache import new_cache
+from src.prefill.freshness import State, hooks_of, state_of
 
 # Tokens of a tile. Fewer than about 1,000 cost a CPU's products speed (256 of them: 8 % of llama-110m's prefill).
 TILE = {"cpu": 2048, "cuda": 65_536}
@@ -45,8 +46,11 @@ class _Linear:
 
     @classmethod
     def of(cls, *modules: nn.Module) -> _Linear:
-        """Join layers. Where the joined weight serves, theirs become views of it, so that nothing is held twice."""
-        if not all(type(module) is nn.Linear for module in modules):
+        """Join layers. Where the joined weight serves, theirs become views of it, so that nothing is held twice.
+
+        Layers that do more than multiply (quantized ones, an adapter's, those with hooks) are called as they are.
+        """
+        if not all(type(module) is nn.Linear and not hooks_of(module) for module in modules):
             return cls(list(modules), None, None, None)
         layers = [module for module in modules if isinstance(module, nn.Linear)]
         weight = layers[0].weight.data if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
@@ -99,15 +103,17 @@ class FusedForward:
     """The forward of one model. Made once per model; joins weights in place, which the model goes on using.
 
     Args:
-        model: of a family in ``models.FAMILIES``: rotary positions, RMS norms, gated SiLU.
+        model: of a family in ``supported.FUSED_FAMILIES``: rotary positions, RMS norms, gated SiLU.
     """
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> FusedForward:
-        """The forward of ``model``, made at the first call and kept with it."""
-        if model not in _MADE:
-            _MADE[model] = cls(model)
-        return _MADE[model]
+        """The forward of ``model``, made at the first call, kept with it, and made anew where its weights changed."""
+        made = _MADE.get(model)
+        if made is None or made[0] != state_of(model):
+            forward = cls(model)
+            _MADE[model] = made = state_of(model), forward
+        return made[1]
 
     def __init__(self, model: PreTrainedModel) -> None:
         config, decoder = model.config, model.get_decoder()
@@ -194,7 +200,7 @@ def _rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
 
 
 # Beside models, not on them: who copies a model (continuous batching) must not meet weights laid out for oneDNN.
-_MADE: weakref.WeakKeyDictionary[PreTrainedModel, FusedForward] = weakref.WeakKeyDictionary()
+_MADE: weakref.WeakKeyDictionary[PreTrainedModel, tuple[State, FusedForward]] = weakref.WeakKeyDictionary()
 
 
 class OwnForward:

@@ -57,12 +57,15 @@ class PrefillOutput:
             sliced as usual, but are not to be written in place.
         attention_mask: int64 [k, longest], 1 where the cache holds a prompt's token, 0 on the pads left of it.
         logits: [k, vocab] in the model's type, at each prompt's last token: they choose its first new token.
+        position_ids: int64 [k, 1], the position of each prompt's first new token. Who continues by hand has to give
+            them to the model, which else counts the cache's columns, pads included, and add 1 for every token.
         computed_tokens: token positions that passed through the model, pads included.
     """
 
     cache: DynamicCache
     attention_mask: torch.Tensor
     logits: torch.Tensor
+    position_ids: torch.Tensor
     computed_tokens: int
 
 
@@ -81,7 +84,8 @@ def prefill(
 ) -> PrefillOutput:
     """Compute the KV cache of a batch of prompts, and the logits of each prompt's first new token.
 
-    Equal, within rounding, to each prompt run alone. The first new tokens by greedy choice are
+    Equal, within rounding, to each prompt run alone, in the type of the model's weights: ``torch.autocast`` is off
+    within the call. The first new tokens by greedy choice are
     ``output.logits.argmax(-1)``; ``generate`` goes on by whatever transformers can do.
 
     Args:
@@ -93,8 +97,8 @@ def prefill(
         tokenizer: needed for prompts that are strings.
         forward: ``transformers``: the model's own code; the model is as before when the call returns or raises.
             ``fused``: a faster forward for Llama, Mistral, Qwen2 and Qwen3. It joins weights of the model in place
-            (they become views of larger tensors; on CPUs it keeps a second copy, laid out for oneDNN) and knows
-            nothing of hooks or adapters, so it is for a model whose weights stay as they are from then on.
+            (they become views of larger tensors; on CPUs it keeps a second copy, laid out for oneDNN). Where weights
+            have changed since the last call, or layers been replaced by an adapter's, it is made anew.
 
     Raises:
         ValueError: the model is not supported, or a prompt cannot be prefilled: what, and what would be right.
@@ -104,11 +108,13 @@ def prefill(
         raise ValueError(f"method: unknown '{method}'; choose one of {', '.join(BATCH_METHODS)}")
     ids = _token_ids(model, prompts, tokenizer)
     how = How(metric="prefill", forward=forward, max_tokens=MAX_TOKENS)
-    done = Modern(model, METHODS[method], how, left_padded=True).prefill(ids, _Untimed())
+    with torch.autocast(model.device.type, enabled=False):
+        done = Modern(model, METHODS[method], how, left_padded=True).prefill(ids, _Untimed())
     assert done.cache is not None
     assert done.mask is not None
     assert done.logits is not None
-    return PrefillOutput(done.cache, done.mask.clone(), done.logits.clone(), done.computed_tokens)
+    mask = done.mask.clone()
+    return PrefillOutput(done.cache, mask, done.logits.clone(), mask.sum(-1, keepdim=True), done.computed_tokens)
 
 
 def generate(

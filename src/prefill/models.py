@@ -16,11 +16,9 @@ from src import hub
 from src.cli import UserError, warn
 from src.config import ModelConfig
 from src.prefill import identity, split
+from src.prefill.supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
-# Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # of fields, which transformers still takes
-NF4_BLOCK = 64
 ATTENTION = "sdpa"
 
 
@@ -128,9 +126,9 @@ def _checked(source: ModelSource) -> ModelSource:
 
 
 def _check_family(family: str, setting: str) -> None:
-    if family not in FAMILIES:
+    if family not in FUSED_FAMILIES:
         problem = f"the architecture '{family}' is not checked for packed prompts"
-        raise UserError(setting, problem, f"choose a model of the families {', '.join(FAMILIES)}")
+        raise UserError(setting, problem, f"choose a model of the families {', '.join(FUSED_FAMILIES)}")
 
 
 def _unloadable(error: Exception, path: str, local: bool, revision: str | None = None) -> UserError:
@@ -224,6 +222,17 @@ def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def check_served(source: ModelSource, forward: str) -> None:
+    """Find out before weights are loaded whether the forward can serve this model.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if found := unfit(source.config, forward):
+        setting, problem = found
+        raise UserError("model.path" if setting == "model" else setting, problem)
+
+
 def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -> None:
     """Find out before weights are loaded whether bitsandbytes can serve this model here.
 
@@ -242,7 +251,12 @@ def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -
             import bitsandbytes  # noqa: F401
         except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
             raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
-    sizes = {"hidden_size": source.config.hidden_size, "intermediate_size": source.config.intermediate_size}
+    config = source.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = {  # what its linear layers take in
+        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+        "num_attention_heads * head_dim": config.num_attention_heads * head_dim,
+    }  # fmt: skip
     for name, size in sizes.items():
         if loadbit == "4" and size % NF4_BLOCK:
             raise UserError(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
-from src.prefill import models
+from src.prefill.freshness import hooks_of
 
+# Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
+FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NF4_BLOCK = 64
 # model_type and class in transformers. Each is compared by the tests with every prompt run alone (docs/library.md);
 # another architecture may run and yet be wrong: in its positions, its attention or what follows its output layer.
 FAMILIES = {
@@ -22,6 +27,11 @@ FAMILIES = {
     "smollm3": "SmolLM3ForCausalLM",
 }
 FORWARDS = ("transformers", "fused")
+# What wraps a model, by an attribute that it has, and how to come by the model itself.
+WRAPPED = {
+    "get_base_model": "give model.get_base_model(), whose layers hold the adapter",
+    "_orig_mod": "compile in place, with model.compile(), and give the model itself",
+}
 
 
 def check_model(model: PreTrainedModel, forward: str) -> None:
@@ -42,7 +52,10 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
         )
     own = [base for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
     if FAMILIES[family] not in {base.__name__ for base in own}:
-        raise ValueError(f"model: {kind} is not transformers' {FAMILIES[family]}; load it with AutoModelForCausalLM")
+        remedy = next(
+            (said for name, said in WRAPPED.items() if hasattr(model, name)), "load it with AutoModelForCausalLM"
+        )
+        raise ValueError(f"model: {kind} is not transformers' {FAMILIES[family]}; {remedy}")
     if model.training:
         raise ValueError("model: it is in training mode; call model.eval() first")
     places = sorted({str(parameter.device) for parameter in model.parameters()})
@@ -51,18 +64,51 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
         raise ValueError(f"model: its weights are on {' and '.join(places)}; {remedy}")
     if model.get_input_embeddings().weight.is_meta:
         raise ValueError("model: its embeddings are offloaded; keep them on a device in the device_map")
+    if forward not in FORWARDS:
+        raise ValueError(f"forward: unknown '{forward}'; choose one of {', '.join(FORWARDS)}")
+    if problem := unfit(config, forward):
+        raise ValueError(": ".join(problem))
+    for name, module in model.named_modules():
+        inputs = getattr(module, "in_features", None)
+        if type(module).__name__ == "Linear4bit" and inputs and inputs % NF4_BLOCK:
+            weights = f"4-bit weights of {inputs} inputs, which is no multiple of {NF4_BLOCK}"
+            raise ValueError(f"model: {name} has {weights}; load it in 8 bits, or as it is")
+    if forward == "fused":
+        _check_hooks(model)
+
+
+def unfit(config: Any, forward: str) -> tuple[str, str] | None:
+    """What keeps a model of this configuration from being packed, or from this forward; None where nothing does.
+
+    Returns:
+        ``model`` or ``forward``, whichever would have to be another, and why.
+    """
+    family = config.model_type
     # Frequencies that depend on the longest prompt of a forward would make a prompt's KV depend on its neighbours.
     rope = getattr(config, "rope_parameters", None) or {}
     parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
     if changing := {str(part.get("rope_type")) for part in parts} & {"dynamic", "longrope"}:
-        raise ValueError(f"model: rotary positions of type {min(changing)} depend on a batch's longest prompt")
+        return "model", f"rotary positions of type {min(changing)} depend on a batch's longest prompt"
     for name in ("use_bidirectional_attention", "final_logit_softcapping"):
         if getattr(config, name, None):
-            raise ValueError(f"model: {name}={getattr(config, name)} is not supported")
-    if forward not in FORWARDS:
-        raise ValueError(f"forward: unknown '{forward}'; choose one of {', '.join(FORWARDS)}")
+            return "model", f"{name}={getattr(config, name)} is not supported"
+    if forward != "fused":
+        return None
     mixed = len(set(getattr(config, "layer_types", None) or [])) > 1
-    if forward == "fused" and (family not in models.FAMILIES or mixed or getattr(config, "hidden_act", "") != "silu"):
-        what = f"a {family} with layers of several kinds" if mixed else f"this {family}"
-        names = ", ".join(models.FAMILIES)
-        raise ValueError(f"forward: fused does not serve {what} (but {names} as published); use forward='transformers'")
+    act = getattr(config, "hidden_act", "")
+    if family in FUSED_FAMILIES and not mixed and act == "silu":
+        return None
+    what = f"a {family} with layers of several kinds" if mixed else f"this {family}"
+    if family in FUSED_FAMILIES and not mixed:
+        what = f"a {family} with hidden_act={act}"
+    names = ", ".join(FUSED_FAMILIES)
+    return "forward", f"fused does not serve {what} (but {names} as published); use forward='transformers'"
+
+
+def _check_hooks(model: PreTrainedModel) -> None:
+    """The fused forward calls linear layers alone: what hooks on others would see or change, it would pass over."""
+    for name, module in model.get_decoder().named_modules():
+        if hooks_of(module) and not hasattr(module, "in_features"):
+            raise ValueError(
+                f"model: {name or 'the decoder'} has hooks, which fused passes over; use forward='transformers'"
+            )
