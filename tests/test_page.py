@@ -364,6 +364,22 @@ def test_the_pages_colours_have_the_contrast_that_reading_needs() -> None:
                 assert svg.contrast(parts, colours[ground]) >= 4.5, (text, ground)
 
 
+def test_what_goes_on_sideways_has_a_cue_and_can_be_scrolled_by_keys(html: str) -> None:
+    """Tables were cut at the right without one, and figures shrank to the width of a telephone."""
+    parts = re.findall(r'<p class="cue" hidden>([^<]*)</p>\s*<div class="(scroll|card)[^"]* sideways" ([^>]*)>', html)
+    assert len(parts) == html.count('<table class="sortable">') + html.count("<figure>") > 2
+    for _, kind, attributes in parts:
+        assert 'tabindex="0"' in attributes
+        assert 'role="region"' in attributes
+        assert "aria-label" in attributes, kind
+    style = html[html.index("<style>") : html.index("</style>")]
+    (rule,) = re.findall(r"\.sideways \{([^}]*)\}", style[: style.index("@media (max-width: 46rem)")])[:1]
+    assert rule.count("no-repeat local") == rule.count("no-repeat scroll") == 2, "a shadow at either edge"
+    narrow = style[style.index("@media (max-width: 46rem)") :]
+    (least,) = re.findall(r"\.card svg \{[^}]*min-width: (\d+)rem", narrow[: narrow.index("@media print")])
+    assert int(least) >= 40
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     if browser.PATH is None:
@@ -387,11 +403,20 @@ def test_a_browser_shows_it_without_errors_requests_or_sideways_scrolling(
     tab.open(shown, width, scheme)
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    wide = (
-        "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg') && e.scrollWidth > innerWidth)"
-    )
+    wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.sideways, svg') && e.scrollWidth > innerWidth)"
     assert tab.evaluate(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
     assert tab.trouble() == []
+
+
+def test_a_browser_says_where_a_table_or_a_figure_goes_on(tab: browser.Browser, shown: Path) -> None:
+    hidden = "[...document.querySelectorAll('.cue')].map(cue => cue.hidden)"
+    wider = "[...document.querySelectorAll('.cue + .sideways')].map(e => e.scrollWidth <= e.clientWidth)"
+    for width in (390, 1280, 2400):
+        tab.open(shown, width)
+        assert tab.evaluate(hidden) == tab.evaluate(wider)
+    tab.open(shown, 390)
+    figures = tab.evaluate("[...document.querySelectorAll('.card svg')].map(e => e.getBoundingClientRect().width)")
+    assert min(figures) >= 700
 
 
 def test_a_browser_sorts_by_click_and_by_enter_and_opens_records(tab: browser.Browser, shown: Path) -> None:

@@ -14,18 +14,16 @@ import scipy.stats
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import COLORS, MARKERS, clear_axes, whisker
+from src.report.plots import COLORS, MARKERS, finish_axes, titled, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
     DATASETS,
-    MODELS,
     PACKED,
     clean,
     decided,
     differences,
     judged,
-    model_name,
     not_run,
     one_kind,
     order,
@@ -34,7 +32,7 @@ from src.report.select import (
     ratio_to,
     seconds,
 )  # fmt: skip
-from src.report.tables import notes, speedup
+from src.report.tables import MODELS, model_name, notes, speedup
 
 
 def speedup_by_batch_size(records: Sequence[Record]) -> Section:
@@ -139,9 +137,11 @@ def _speedup_curves(found: list[tuple[tuple[Any, ...], Row]]) -> Any:
                  if (value := paper.speedup(published_as(model), dataset, size))]  # fmt: skip
         theirs.plot([size for size, _ in known], [value for _, value in known], linestyle="--", **style)
     top = 1.1 * max(row.speedup_over_full_batching or 0 for _, row in found)
+    ours.set_ylabel("speedup over full-batching (95 % interval)")
+    shown = [row for key, row in found if key[0] == model]
     for panel, name in (
-        (ours, f"here: {MODELS.get(model, model)}, {found[0][1].device_name}"),
-        (theirs, f"paper: {paper.GPU}"),
+        (ours, f"here: {titled(shown)}"),
+        (theirs, f"paper: {MODELS[published_as(model)]}, {paper.GPU}"),
     ):
         panel.set_xscale("log", base=2)
         panel.set_xticks((4, 8, 16, 32, 64), ("4", "8", "16", "32", "64"))
@@ -149,8 +149,7 @@ def _speedup_curves(found: list[tuple[tuple[Any, ...], Row]]) -> Any:
         panel.set_ylim(0, max(7, top))
         panel.set_xlabel("batch size (prompts)")
         panel.set_title(name, fontsize=9)
-        clear_axes(panel)
-    ours.set_ylabel("speedup over full-batching (95 % interval)")
+        finish_axes(panel)
     ours.legend(frameon=False, fontsize=8)
     return figure
 
@@ -188,7 +187,10 @@ def batch_cost(records: Sequence[Record]) -> Section:
                      for line in paper.table("prefill_by_batch_size_and_length")]  # fmt: skip
         measured = [(row.longest_prompt_tokens or 0, row.batch_size, row.seconds_per_batch_mean or np.nan)
                     for row in rows if row.model == rows[0].model]  # fmt: skip
-        titles = (f"here: {model_name(rows[0])}", f"paper: Llama2-1.3B, {paper.GPU}")
+        titles = (
+            f"here: {titled(row for row in rows if row.model == rows[0].model)}",
+            f"paper: Llama2-1.3B, {paper.GPU}",
+        )
         for panel, points, title in zip(panels, (measured, published), titles, strict=True):
             for marker, m in zip("osD^vP", sorted({m for m, *_ in points}), strict=False):
                 line = sorted((k, s) for length, k, s in points if length == m)
@@ -200,7 +202,7 @@ def batch_cost(records: Sequence[Record]) -> Section:
             panel.set_ylabel("seconds")
             panel.set_title(title, fontsize=9)
             panel.legend(frameon=False, fontsize=8)
-            clear_axes(panel)
+            finish_axes(panel)
         section.figure = figure
     return section
 
@@ -247,7 +249,7 @@ def speedup_predictors(records: Sequence[Record]) -> Section:
         panel.plot(ends, line.intercept + line.slope * ends, color="#D55E00", linewidth=1.4)
         panel.set_xlabel(f"{name}" + (f" ({unit})" if unit else ""))
         panel.set_title(f"R² = {squares[name]:.2f} (paper: {published[name] or float('nan'):.2f})", fontsize=9)
-        clear_axes(panel)
+        finish_axes(panel)
         body.append([name, str(len(points)), f"{line.slope:.4g}", f"{line.intercept:.3g}", f"{squares[name]:.2f}",
                      "" if published[name] is None else f"{published[name]:.2f}"])  # fmt: skip
     panels[0].set_ylabel("speedup of a batch over full-batching")

@@ -12,10 +12,10 @@ from src.measure.records import Record
 from src.measure.row import Row
 from src.report.aggregate import place_of
 from src.report.faults import faults_rows
-from src.report.plots import STYLE, clear_axes, whisker
+from src.report.plots import STYLE, finish_axes, titled, whisker
 from src.report.section import Section, Table
-from src.report.select import PACKED, clean, decided, model_name, not_run, seconds
-from src.report.tables import label, notes, number
+from src.report.select import PACKED, clean, decided, not_run, seconds
+from src.report.tables import label, model_name, notes, number
 
 
 def generation(records: Sequence[Record]) -> Section:
@@ -94,8 +94,9 @@ def scaling(records: Sequence[Record]) -> Section:
         panel.set_yscale("log")
         panel.set_xlabel("useful tokens in the batch")
         panel.set_ylabel(name)
-        clear_axes(panel)
+        finish_axes(panel)
     panels[0].legend(frameon=False, fontsize=7)
+    figure.suptitle(titled(row for row in drawn if row.model == drawn[0].model), fontsize=9)
     section.figure = figure
     return section
 

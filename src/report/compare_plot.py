@@ -11,7 +11,7 @@ from typing import Any
 from src import stats
 from src.measure.summary import BASELINE
 from src.report.pairs import Pair
-from src.report.plots import clear_axes, finish, plt
+from src.report.plots import finish, finish_axes, plt
 from src.report.sources import Entry, Source
 from src.report.tables import label
 
@@ -63,7 +63,7 @@ def draw(
             marker="o",
             color="black",
             markerfacecolor="white",
-            label="hollow: INVALID; grey: noise floor",
+            label="hollow: INVALID; grey: noise floor; arrow: goes on",
         )
     )
     if whole > MOST:
@@ -104,13 +104,13 @@ def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor
     axes.axvline(1, color="black", linewidth=0.8, zorder=0)
     if not speedups and noise_floor:
         axes.axvspan(1 - noise_floor, 1 + noise_floor, color="0.85", zorder=-1)
-    for place, letter, entry, found in lines:
-        _line(axes, place, entry, found, *marks[letter], BASELINE if speedups else "")
     known = [found for *_, found in lines if found is not None]
     values = [1.0, *(found.value for found in known)]
     lowest = max(min([0.9, *(found.low * 0.95 for found in known if found.low > 0)]), min(values) / BEYOND)
     highest = min(max([1.1, *(found.high * 1.05 for found in known if found.high > 0)]), max(values) * BEYOND)
     axes.set_xlim(min(lowest, min(values) * 0.95), max(highest, max(values) * 1.05))
+    for place, letter, entry, found in lines:
+        _line(axes, place, entry, found, *marks[letter], BASELINE if speedups else "")
     shown = _ticks(*axes.get_xlim())
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
@@ -118,7 +118,7 @@ def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor
     axes.set_ylim((lines[-1][0] if lines else 0) + 0.7, -0.7)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    clear_axes(axes)
+    finish_axes(axes)
 
 
 def _line(
@@ -135,9 +135,19 @@ def _line(
         if math.isfinite(found.low):
             axes.hlines(place, found.low, found.high, color=color, linewidth=1.4)
             axes.plot([found.low, found.high], [place] * 2, "|", color=color, markersize=8)
+            for end, shape, cut in zip(axes.get_xlim(), "<>", _cut(axes, found), strict=True):
+                if cut:
+                    axes.plot(end, place, shape, color=color, markersize=6, clip_on=False)
         face = "white" if entry.row.valid is False else color
         axes.plot(found.value, place, marker, color=color, markerfacecolor=face, markersize=6)
-        _write(axes, f"{found.value:.2f}x", place, x=1, color="black", transform=axes.get_yaxis_transform())
+        interval = "" if math.isfinite(found.low) or (baseline == "" and found.value == 1) else " (no interval)"
+        _write(axes, f"{found.value:.2f}x{interval}", place, x=1, color="black", transform=axes.get_yaxis_transform())
+
+
+def _cut(axes: Any, found: stats.Interval) -> tuple[bool, bool]:
+    """Whether an interval goes on to the left or the right of the axis."""
+    lowest, highest = axes.get_xlim()
+    return found.low < lowest, found.high > highest
 
 
 def _write(axes: Any, text: str, place: float, x: float, color: str, transform: Any) -> None:

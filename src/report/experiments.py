@@ -12,12 +12,11 @@ import numpy as np
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import STYLE, bars, clear_axes, grouped_bars, room, whisker
+from src.report.plots import STYLE, bars, finish_axes, grouped_bars, legend, room, titled, whisker
 from src.report.section import Section, Table
 from src.report.select import (
     BASE,
     DATASETS,
-    MODELS,
     ORDERED,
     PACKED,
     WHOLE,
@@ -25,7 +24,6 @@ from src.report.select import (
     decided,
     differences,
     judged,
-    model_name,
     not_run,
     one_kind,
     order,
@@ -34,7 +32,7 @@ from src.report.select import (
     ratio_to,
     seconds,
 )  # fmt: skip
-from src.report.tables import UNITS, label, notes, number, speedup
+from src.report.tables import UNITS, label, model_name, notes, number, speedup
 
 LEAST = 0.02  # by so much may the least time lie above another and still count as least
 
@@ -86,9 +84,11 @@ def readme_table(records: Sequence[Record]) -> Section:
         figure, axes = plt.subplots(
             1, len(groups), figsize=(5.2 * len(groups), 2.6), squeeze=False, layout="constrained"
         )
-        for panel, ((_, _, size, metric), methods) in zip(axes.flat, groups.items(), strict=True):
+        for panel, methods in zip(axes.flat, groups.values(), strict=True):
             bars(panel, [methods[name] for name in (PACKED, BASE, ORDERED)])
-            panel.set_xlabel(f"{UNITS[str(metric)]}, seconds per batch of {size} (95 % interval)")
+            panel.set_xlabel("seconds per batch (mean, 95 % interval)")
+            panel.set_title(titled(methods.values()), fontsize=9)
+            finish_axes(panel)
         section.figure = figure
     return section
 
@@ -149,16 +149,15 @@ def _bars_by_dataset(groups: dict[tuple[Any, ...], dict[str, Row]]) -> Any:
             mean = row.seconds_per_batch_mean or 0.0
             whisker(panel, x, mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high)
         panel.set_xticks(range(len(of_kind)), of_kind, fontsize=8)
-        panel.set_ylabel("seconds per batch")
+        panel.set_ylabel("seconds per batch (mean, 95 % interval)")
         shown = [row for methods in of_kind.values() for row in methods.values()]
         panel.set_ylim(
             0, room([row.seconds_per_batch_mean for row in shown], [row.seconds_per_batch_ci_high for row in shown])
         )
-        panel.set_title(
-            f"{UNITS[kind[0]]}, {MODELS.get(kind[1], kind[1])}, batches of 16, mean and 95 % interval", fontsize=9
-        )
-        clear_axes(panel)
-    axes.flat[0].legend(frameon=False, fontsize=8)
+        panel.set_title(titled(shown), fontsize=9)
+        finish_axes(panel)
+    present = {row.method for methods in groups.values() for row in methods.values()}
+    legend(figure, [name for name in (PACKED, BASE, ORDERED) if name in present])
     for panel in axes.flat[len(panels) :]:
         panel.set_axis_off()
     return figure
@@ -236,7 +235,11 @@ def _per_prompt_curves(groups: dict[tuple[Any, ...], dict[str, Row]], names: Seq
                  if (row["model"], row["dataset"], row["method"]) == ("llama2-1.3b", dataset, name)]  # fmt: skip
         theirs.plot([x for x, _ in known], [y for _, y in known], linestyle="--", **style)
     for panel, title in (
-        (ours, f"here: {MODELS.get(model, model)}, {dataset}"),
+        (
+            ours,
+            "here: "
+            + titled(row for key, m in groups.items() if key[0] == model and key[2] == dataset for row in m.values()),
+        ),
         (theirs, f"paper: Llama2-1.3B, {dataset}"),
     ):
         panel.set_xscale("log", base=2)
@@ -245,7 +248,7 @@ def _per_prompt_curves(groups: dict[tuple[Any, ...], dict[str, Row]], names: Seq
         panel.set_xlabel("batch size (prompts; dataset-prepacking: bins)")
         panel.set_ylabel("ms per prompt")
         panel.set_title(title, fontsize=9)
-        clear_axes(panel)
+        finish_axes(panel)
     ours.legend(frameon=False, fontsize=8)
     return figure
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import STYLE, clear_axes, grouped_bars
+from src.report.plots import STYLE, finish_axes, grouped_bars, legend, titled
 from src.report.section import Claim, Section, Table
 from src.report.select import (
     BASE,
@@ -21,12 +21,11 @@ from src.report.select import (
     by_method,
     clean,
     judged,
-    model_name,
     one_kind,
     order,
     pairs,
 )
-from src.report.tables import label, notes, number
+from src.report.tables import label, model_name, notes, number
 
 
 def memory_and_utilization(records: Sequence[Record]) -> Section:
@@ -98,10 +97,11 @@ def _memory_figure(section: Section, groups: dict[tuple[Any, ...], dict[str, Row
             rest = row.resident_rest_mb or 0.0
             panel.hlines(row.must_hold_mb + rest, x - 0.125, x + 0.125, color="black", linewidth=2)
     panel.set_xticks(range(len(names)), names)
-    panel.set_ylabel("peak memory (MB)")
-    panel.set_title("bars: peak; lines: what must be held, and the process without weights", fontsize=9)
-    panel.legend(frameon=False, fontsize=8)
-    clear_axes(panel)
+    panel.set_ylabel("peak memory (MB)\nlines: what must be held, and the\nprocess without weights")
+    shown = [row for methods in groups_of_model for row in methods.values()]
+    panel.set_title(titled(shown), fontsize=9)
+    legend(figure, [name for name in (PACKED, BASE, ORDERED) if any(row.method == name for row in shown)])
+    finish_axes(panel)
     section.figure = figure
 
 
@@ -141,13 +141,13 @@ def largest_batch(records: Sequence[Record]) -> Section:
         figure, panel = plt.subplots(figsize=(6, 0.9 + 0.9 * len(sizes)), layout="constrained")
         for place, (_, largest) in enumerate(sizes.items()):
             for offset, method in ((-0.2, PACKED), (0.2, BASE)):
-                panel.barh(place + offset, largest[method], 0.36, edgecolor="black", linewidth=0.6,
-                           label=method if not place else None, **STYLE[method])  # fmt: skip
+                panel.barh(place + offset, largest[method], 0.36, edgecolor="black", linewidth=0.6, **STYLE[method])
                 panel.annotate(f" {largest[method]}", (largest[method], place + offset), va="center", fontsize=8)
         panel.set_yticks(range(len(sizes)), list(sizes))
         panel.invert_yaxis()
         panel.set_xlabel("largest batch prefilled (prompts)")
-        panel.legend(frameon=False, fontsize=8)
-        clear_axes(panel)
+        panel.set_title(titled(row for row in rows if row.status == "oom"), fontsize=9)
+        legend(figure, (PACKED, BASE))
+        finish_axes(panel)
         section.figure = figure
     return section

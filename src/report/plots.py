@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.tables import UNITS, label, tells, title
+from src.prefill.methods import method_of
+from src.report.tables import UNITS, label, model_name, per_prompt, tells, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
 # Methods that were added are grey.
@@ -31,16 +37,32 @@ STYLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"color": "#999999", "hat
     "continuous-batching": {"color": "#D55E00", "hatch": "--"},
     "vllm": {"color": "#F0E442", "hatch": "++"},
 }
-DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")
+DATASETS = paper.DATASETS
 MARKERS = dict(zip(DATASETS, "osD^vP", strict=True))
 COLORS = dict(zip(DATASETS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"), strict=True))
 FORMATS = ("png", "svg")
 DPI = 150
+COLUMNS = 3  # of a grid of many panels, so that a picture of a dozen still fits a screen or two
+NO_INTERVAL, GOES_ON = "○: no interval", "arrow: the interval goes on"
+# Of each panel the intervals that belong into it; where its axis ends is known only when it is finished.
+_WHISKERS: weakref.WeakKeyDictionary[Axes, list[Whisker]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A value with its interval, upright or across; ``low`` and ``high`` are None where there is none to show."""
+
+    place: float
+    value: float
+    low: float | None
+    high: float | None
+    across: bool
+    color: str
 
 
 def time_per_batch(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]:
     """Mean seconds per batch of each method with 95 % intervals, a panel for each comparison."""
-    columns = min(2, len(groups))
+    columns = min(2 if len(groups) <= 6 else COLUMNS, len(groups))
     lines = -(-len(groups) // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(6 * columns, 3.4 * lines), squeeze=False, layout="constrained")
     for axes in grid.flat[len(groups) :]:
@@ -58,6 +80,10 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             )
             continue
         mean, low, high = row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
+        if method_of(row.method).packs_dataset:  # seconds of a batch of bins are not to be set beside the others'
+            axes.annotate(f"batches of its own: {per_prompt(row)} ms a prompt", (0, place), xytext=(6, 0),
+                          textcoords="offset points", va="center", color="#555555")  # fmt: skip
+            continue
         axes.barh(place, mean, edgecolor="black", linewidth=0.6, height=0.62, **STYLE[row.method])
         whisker(axes, place, mean, low, high, across=True)
         faster = row.speedup_over_full_batching
@@ -65,16 +91,35 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         axes.annotate(text, (mean, place), xytext=(6, 9), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    drawn = [row for row in rows if not method_of(row.method).packs_dataset]
     axes.set_xlim(
-        0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
+        0, room([row.seconds_per_batch_mean for row in drawn], [row.seconds_per_batch_ci_high for row in drawn])
     )
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
     axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
-    clear_axes(axes)
+    finish_axes(axes)
+
+
+def titled(rows: Iterable[Row], *more: str) -> str:
+    """What a panel of these rows is of, the same facts in the same order wherever panels say it.
+
+    What differs within the panel is left to its axis or its legend. ``more`` stands behind.
+    """
+    rows = list(rows)
+    facts: tuple[Callable[[Row], str], ...] = (
+        lambda row: UNITS[row.metric],
+        lambda row: row.dataset,
+        model_name,
+        lambda row: row.dtype,
+        lambda row: f"batches of {row.batch_size}",
+        lambda row: f"protocol {row.protocol}",
+    )
+    told = [{fact(row) for row in rows} for fact in facts]
+    return ", ".join([*(next(iter(values)) for values in told if len(values) == 1), *more])
 
 
 def bars(panel: Any, rows: Sequence[Row]) -> None:
-    """Horizontal bars of seconds per batch with their 95 % intervals; failures by name."""
+    """Horizontal bars of seconds per batch with their 95 % intervals; failures by name. The panel is to be finished."""
     for place, row in enumerate(rows):
         if row.seconds_per_batch_mean is None:
             panel.annotate(row.status, (0, place), va="center", color="#B00020")
@@ -87,14 +132,13 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
     panel.set_xlim(
         0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
     )
-    clear_axes(panel)
 
 
 def grouped_bars(
     panel: Axes, groups: Sequence[Mapping[str, Row]], methods: Sequence[str], column: str
 ) -> Iterator[tuple[float, Row]]:
     """Vertical bars of a column, a group of all methods after another; failures by name. Gives each place and row."""
-    step, named = 0.81 / len(methods), set()
+    step = 0.81 / len(methods)
     for place, method in enumerate(methods):
         for number, group in enumerate(groups):
             row, x = group.get(method), number + step * (place - (len(methods) - 1) / 2)
@@ -104,19 +148,31 @@ def grouped_bars(
                 panel.annotate(row.status, (x, 0), rotation=90, ha="center", va="bottom", color="#B00020", fontsize=8)
             if getattr(row, column) is None:
                 continue
-            panel.bar(x, getattr(row, column), 0.93 * step, edgecolor="black", linewidth=0.5,
-                      label=None if method in named else method, **STYLE[method])  # fmt: skip
-            named.add(method)
+            panel.bar(x, getattr(row, column), 0.93 * step, edgecolor="black", linewidth=0.5, **STYLE[method])
             yield x, row
+
+
+def legend(figure: Figure, methods: Iterable[str]) -> None:
+    """One legend above all panels, of every method that any of them has, failed ones too."""
+    names = list(dict.fromkeys(methods))
+    handles = [
+        Patch(edgecolor="black", linewidth=0.5, label=name, facecolor=STYLE[name]["color"], hatch=STYLE[name]["hatch"])
+        for name in names
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=max(1, min(len(names), 7)), frameon=False, fontsize=8
+    )
 
 
 def whisker(
     panel: Any, place: float, value: float, low: float | None, high: float | None, across: bool = False,
     color: str = "black",
 ) -> None:  # fmt: skip
-    """A 95 % interval about a value, upright or across, where there is one that tells anything."""
+    """A 95 % interval about a value, upright or across; ``finish_axes`` marks one that is missing or goes on."""
     if low is None or high is None or not tells(low, high):
+        _WHISKERS.setdefault(panel, []).append(Whisker(place, value, None, None, across, color))
         return
+    _WHISKERS.setdefault(panel, []).append(Whisker(place, value, low, high, across, color))
     ends = [[max(0, value - low)], [max(0, high - value)]]
     at, error = ((value, place), {"xerr": ends}) if across else ((place, value), {"yerr": ends})
     panel.errorbar(*at, **error, color=color, capsize=2.5, linewidth=1)
@@ -129,19 +185,52 @@ def room(values: Sequence[float | None], ends: Sequence[float | None]) -> float:
     return 1.35 * min(max(largest, farthest), 1.5 * largest) or 1.0
 
 
-def clear_axes(panel: Axes) -> None:
-    """No frame above and on the right."""
+def finish_axes(panel: Axes) -> None:
+    """No frame above and on the right; marks where an interval is missing or goes on, explained below the figure.
+
+    To be called once a panel has its limits. Without the marks a value of which no interval is known would look the
+    most certain, and a cut interval like one that ends there.
+    """
     panel.spines[["top", "right"]].set_visible(False)
+    for each in _WHISKERS.get(panel, []):
+        if not math.isfinite(each.value):
+            continue
+        first, last = panel.get_xlim() if each.across else panel.get_ylim()
+        marks = []
+        if each.low is None or each.high is None:
+            marks.append((each.value, "o", "white"))
+            _explain(panel, NO_INTERVAL)
+        else:
+            shapes = "<>" if each.across else "v^"
+            beyond = ((each.low < first, first, shapes[0]), (each.high > last, last, shapes[1]))
+            marks += [(end, shape, each.color) for cut, end, shape in beyond if cut]
+            if marks:
+                _explain(panel, GOES_ON)
+        for at, shape, face in marks:
+            x, y = (at, each.place) if each.across else (each.place, at)
+            panel.plot(x, y, shape, color=each.color, markerfacecolor=face, markersize=4.5, clip_on=False, zorder=5)
+
+
+def _explain(panel: Axes, mark: str) -> None:
+    """A line below the figure, once for all of its panels."""
+    figure: Any = panel.get_figure()
+    there = figure.get_supxlabel()
+    said = [each for each in (NO_INTERVAL, GOES_ON) if each in (*there.split("; "), mark)]
+    figure.supxlabel("; ".join(said), fontsize=8, color="#555555")
 
 
 def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]:
     """Histogram of prompt lengths, a panel for each dataset: of its largest workload."""
     by_size = sorted((group[0] for group in groups), key=lambda record: record.row.num_prompts)
     workloads = {(record.row.dataset, record.row.dataset_detail): record for record in by_size}
+    columns = min(COLUMNS, len(workloads))
+    lines = -(-len(workloads) // columns)
     figure, grid = plt.subplots(
-        len(workloads), 1, figsize=(7, 3.2 * len(workloads)), squeeze=False, layout="constrained"
+        lines, columns, figsize=(5 * columns if columns > 1 else 7, 2.6 * lines), squeeze=False, layout="constrained"
     )
-    for axes, record in zip(grid.flat, workloads.values(), strict=True):
+    for axes in grid.flat[len(workloads) :]:
+        axes.set_axis_off()
+    for axes, record in zip(grid.flat, workloads.values(), strict=False):
         lengths = np.array(record.prompt_lengths)
         axes.hist(
             lengths,
@@ -155,9 +244,9 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
         axes.set_xlabel("Prompt length (tokens)")
         axes.set_ylabel("Prompts")
         what = f"{record.row.dataset} ({record.row.dataset_source})"
-        axes.set_title(f"{what}, {len(lengths):,} prompts, longest {lengths.max():,} tokens", fontsize=9)
+        axes.set_title(f"{what}, {len(lengths):,} prompts,\nlongest {lengths.max():,} tokens", fontsize=9)
         axes.legend(frameon=False)
-        clear_axes(axes)
+        finish_axes(axes)
     return finish(figure, path)
 
 

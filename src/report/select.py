@@ -8,16 +8,10 @@ from collections.abc import Iterable, Sequence
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.report.plots import DATASETS
+from src.paper import DATASETS
 from src.report.section import Claim
-from src.report.tables import per_batch, tells, with_interval
+from src.report.tables import MODELS, per_batch, tells, with_interval
 
-MODELS = {
-    "llama2-1.3b": "Llama2-1.3B",
-    "llama2-7b": "Llama2-7B",
-    "llama2-13b": "Llama2-13B",
-    "mistral-7b": "Mistral-7B",
-}
 BASE, PACKED, ORDERED, WHOLE = "full-batching", "prepacking", "length-ordered", "dataset-prepacking"
 CLOSE = 0.25  # a figure agrees with the paper's within this share of it, or where its interval holds it
 
@@ -123,11 +117,6 @@ def differences(row: Row, batch_size: int | None = None) -> str:
     if row.num_prompts < 1000:
         found.append(f"{row.num_prompts:,} prompts instead of 1,000")
     return "; ".join(found) or "faults of the original measurement (results/paper/README.md)"
-
-
-def model_name(row: Row) -> str:
-    """As the paper writes it, with the bits of its weights."""
-    return MODELS.get(row.model, row.model) + ("" if row.loadbit == "none" else f" {row.loadbit}-bit")
 
 
 def seconds(row: Row | None) -> str:

@@ -14,6 +14,12 @@ from src.workload.prompts import MADE_UP, shipped_profiles
 
 WIDEST = 20.0  # an interval whose ends differ by more is not shown
 OPERATIONS, ENERGY = "Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"
+MODELS = {
+    "llama2-1.3b": "Llama2-1.3B",
+    "llama2-7b": "Llama2-7B",
+    "llama2-13b": "Llama2-13B",
+    "mistral-7b": "Mistral-7B",
+}
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
@@ -33,6 +39,11 @@ def _source(row: Row) -> str:
         kind = next((kind for start, kind in known.items() if row.dataset_detail.startswith(start)), "given")
         return f"{kind} token lengths, random ids"
     return f"file {row.dataset_detail.split()[0]}" if row.dataset_source == "file" else "hub"
+
+
+def model_name(row: Row) -> str:
+    """As the paper writes it, with the bits of its weights."""
+    return MODELS.get(row.model, row.model) + ("" if row.loadbit == "none" else f" {row.loadbit}-bit")
 
 
 def label(row: Row) -> str:

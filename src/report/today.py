@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 from src.measure.records import Record
 from src.measure.row import Row
 from src.report.aggregate import place_of
-from src.report.plots import clear_axes, grouped_bars, room, whisker
+from src.report.plots import finish_axes, grouped_bars, legend, room, titled, whisker
 from src.report.section import Section, Table
-from src.report.select import BASE, clean, model_name, pairs, seconds
-from src.report.tables import cost_cells, cost_header, notes, per_prompt, ratio_cells, starred
+from src.report.select import BASE, clean, pairs, seconds
+from src.report.tables import cost_cells, cost_header, model_name, notes, per_prompt, ratio_cells, starred
 
 Methods = dict[str, Row]
 # What a comparison is of.
@@ -112,7 +112,8 @@ def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
         names = sorted({row.method for row in rows}, key=place_of)
         for panel, (column, low, high, name) in zip(line[: len(RATIOS)], RATIOS, strict=True):
             for x, row in grouped_bars(panel, [*by_size.values()], names, column):
-                whisker(panel, x, getattr(row, column), getattr(row, low), getattr(row, high))
+                if (row.method, column) != (BASE, "speedup_over_full_batching"):  # which is 1 by definition
+                    whisker(panel, x, getattr(row, column), getattr(row, low), getattr(row, high))
             panel.axhline(1, color="black", linewidth=0.8)
             panel.set_ylim(0, room([getattr(row, column) for row in rows], [getattr(row, high) for row in rows]) / 1.2)
             panel.set_ylabel(name)
@@ -127,18 +128,13 @@ def _figure(panels: Sequence[dict[int, Methods]]) -> Any:
             beside = max(0.6, 1.5 / len(by_size))  # few bars are not drawn broader than many
             panel.set_xlim(-beside, len(by_size) - 1 + beside)
             panel.set_xlabel("batch size (prompts)")
-            clear_axes(panel)
+            finish_axes(panel)
         row = next(iter(by_size.values()))[BASE]
-        forward = "" if row.forward in {None, "fused"} else f", forward of {row.forward}"
+        forward = [] if row.forward in {None, "fused"} else [f"forward of {row.forward}"]
         longest = max(row.longest_prompt_tokens or 0 for row in rows)
-        line[0].set_title(f"{row.dataset} (prompts of up to {longest:,} tokens)", fontsize=9)
-        line[1].set_title(f"{model_name(row)}, {row.dtype}{forward}", fontsize=9)
-    legend = {
-        name: handle for panel in axes.flat for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    names = sorted(legend, key=place_of)
-    figure.legend([legend[name] for name in names], names, loc="outside upper center", ncols=len(names), frameon=False,
-                  fontsize=8)  # fmt: skip
+        line[0].set_title(titled(rows, f"prompts of up to {longest:,} tokens", *forward), fontsize=9, loc="left")
+    every_method = {row.method for row in every}
+    legend(figure, sorted(every_method, key=place_of))
     return figure
 
 
