@@ -22,7 +22,8 @@ Measure = Callable[..., list[Record]]
 
 def a_row(method: str, **changes: Any) -> Row:
     row = Row(method=method, status="ok", metric="ttft", protocol="modern", dataset="mmlu", model="tiny",
-              dtype="float32", loadbit="none", batch_size=8, num_prompts=16, device_name="a CPU", dataset_source="profile",
+              dtype="float32", loadbit="none", batch_size=8, num_prompts=16, device_name="a CPU",
+              dataset_source="profile",
               seconds_per_batch_mean=1.0, seconds_per_batch_ci_low=0.9, seconds_per_batch_ci_high=1.2,
               seconds_per_prompt_mean=0.125)  # fmt: skip
     for name, value in changes.items():

@@ -403,7 +403,8 @@ def test_a_browser_shows_it_without_errors_requests_or_sideways_scrolling(
     tab.open(shown, width, scheme)
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.sideways, svg') && e.scrollWidth > innerWidth)"
+    outside = "e => !e.closest('.sideways, svg') && e.scrollWidth > innerWidth"
+    wide = f"[...document.querySelectorAll('main *')].filter({outside})"
     assert tab.evaluate(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
     assert tab.trouble() == []
 

@@ -113,7 +113,8 @@ def faults(records: Sequence[Record]) -> Section:
     """What each measuring fault of the authors' code is worth."""
     section = Section(
         "faults", "What each measuring fault of the authors' code is worth",
-        "The same comparison with one fault of the published measuring code turned on, as multiples of the clean one.",
+        "The same comparison with one fault of the published measuring code turned on, as multiples of the clean one. "
+        "Each is a run of its own, so that these are ratios of two runs, which differ by some percent anyway.",
     )  # fmt: skip
     header, body, sources = faults_rows(records)
     section.table = Table(header, body, sources)
