@@ -9,6 +9,7 @@ from src.places import PAPER_FIGURES
 
 GPU = "NVIDIA A6000"
 DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")  # in its order
+CUT_AT = {"wikitext512": 512, "wikitext256": 256}  # tokens; prompts of the others are whole
 LARGER_BATCHES = 16.0  # "up to": abstract
 FASTER_PREFILL = 6.0
 

@@ -14,20 +14,22 @@ from conftest import TINY_OVERRIDES, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import stats
+from src import agenda, reproduce, stats
 from src.cli import UserError
 from src.config import Config, ModelConfig, compose
 from src.measure import machine, records
 from src.measure.plan import prepare
 from src.measure.records import Record
-from src.measure.row import MACHINE, WORK, Row, parts
+from src.measure.row import HOW, MACHINE, WORK, Row, parts
 from src.measure.runner import run
+from src.measure.summary import to_records
 from src.prefill import identity
 from src.prefill.models import find_model
 from src.report import aggregate, pairs
 from src.report.build import build, sections_of
 from src.report.sources import read_source
 from src.report.tables import comparison_table
+from src.sweeps import experiments, sweep
 
 Measure = Callable[..., list[Record]]
 
@@ -296,6 +298,31 @@ def test_own_lengths_are_judged_by_no_claim_on_mmlu(measure: Measure, tmp_path: 
     )  # fmt: skip
     (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
     assert {claim.verdict for section in sections for claim in section.claims} == {"not run"}
+
+
+def test_prompts_that_were_cut_are_judged_by_no_claim_on_whole_ones(measure: Measure, tmp_path: Path) -> None:
+    small = ["experiment=readme_table", "scale=cpu", "num_prompts=64", "batch_size=32", "repeats=1"]
+    measure(*small, "dataset.source=profile", "dataset.max_tokens=10")
+    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    assert {claim.verdict for section in sections for claim in section.claims} == {"not run"}
+    measure(*small, "dataset.source=profile")
+    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    assert {claim.verdict for section in sections for claim in section.claims} > {"not run"}
+
+
+def test_what_is_shipped_is_comparable_with_what_the_main_job_measures() -> None:
+    """Comparing the one with the other said that nothing could be compared."""
+    runs = {name: sweep(name, ["scale=cpu", "device=cpu", "results_dir=nowhere"]) for name in experiments()}
+    tasks = agenda.tasks_of(runs, reproduce.SEARCHED)
+    columns = (*parts(WORK), *parts(HOW))
+
+    def key(row: Row) -> tuple[object, ...]:
+        return tuple(getattr(row, column) for column in columns)
+
+    shipped = {key(record.row) for _, record in records.read_all(Path(__file__).parents[1] / "results" / "shipped")}
+    rows = [record.row for task in tasks if not task.searches for record in to_records(task.plans[0], {}, {})]
+    missing = [row.run_id for row in rows if key(row) not in shipped and row.method != "vllm"]
+    assert len(missing) < len(rows) / 10, missing
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_clock_that_rises_after_idling_is_left_out_and_one_that_dips_is_not(cl
 def test_too_few_windows_leave_out_the_utilization_and_not_the_times() -> None:
     seen = replace(GOOD, utilization_valid=False)
     assert invalid_reasons(seen) == []
-    assert notes_of(seen) == ["too few averaging windows: utilization is left out"]
+    assert notes_of(seen) == ["too few averaging windows for a utilization"]
 
 
 class Cores:
@@ -224,7 +224,7 @@ def test_a_quiet_run_on_a_cpu_is_valid_however_short(
     row = record.row
     assert (row.valid, row.invalid_reasons, row.utilization_valid) == (True, None, False)
     assert (row.mean_utilization_pct, row.max_utilization_pct) == (None, None)
-    assert row.notes == "too few averaging windows: utilization is left out"
+    assert row.notes == "too few averaging windows for a utilization"
     assert row.seconds_per_batch_mean
 
 

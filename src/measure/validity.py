@@ -96,7 +96,7 @@ def notes_of(seen: Evidence) -> list[str]:
     """What a reader should know of this measurement, and what speaks against nothing."""
     notes = [f"the GPU was held by its {reason}" for reason in seen.throttle_reasons if reason in ORDINARY]
     if not seen.utilization_valid:
-        notes.append("too few averaging windows: utilization is left out")
+        notes.append("too few averaging windows for a utilization")
     if seen.rising_clock_mhz is not None and seen.sm_clocks_mhz is not None:
         low, high = seen.rising_clock_mhz, seen.sm_clocks_mhz[1]
         if _moved(low, high):

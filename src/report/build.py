@@ -114,8 +114,10 @@ def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> st
             if section.table.body:
                 parts += [f"## {section.title}, {device}", "", section.lead, ""]
                 parts += [tables.markdown(section.table.header, section.table.body), *tables.bullets(section.notes), ""]
+    names = aggregate.machines([row for group in groups for row in group.rows])
     for group in groups:
-        parts += [f"## {tables.title(group.rows[0])}", "", tables.comparison_table(group.rows), ""]
+        first = group.rows[0]
+        parts += [f"## {tables.title(first, names[first.run_id])}", "", tables.comparison_table(group.rows), ""]
         if group.others:
             parts += [f"{len(group.others)} more measurements of these methods, of other runs: see summary.csv", ""]
         parts += ["Mean seconds per batch by phase:", "", tables.phase_table(group.rows), ""]

@@ -18,7 +18,7 @@ from src.prefill.methods import method_of
 from src.report.compare_plot import draw
 from src.report.pairs import Comparison, Pair, Unmatched, group_of
 from src.report.sources import FACTS, Entry, Source
-from src.report.tables import UNITS, label, markdown, with_interval
+from src.report.tables import UNITS, label, markdown, told_apart, with_interval
 
 NAMED = ("metric", "protocol", "model", "dataset", "dtype", "loadbit", "quirks", "batch_size", "num_prompts", "method",
          "packing", "forward", "workload_fingerprint")  # fmt: skip
@@ -97,7 +97,7 @@ def heading(row: Row) -> str:
     return (
         f"{UNITS.get(row.metric, row.metric)}, {row.protocol} protocol: {row.dataset} ({row.dataset_source}), "
         f"{row.model} ({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
-        f"{row.num_prompts:,} prompts" + (f", with faults: {row.quirks}" if row.quirks else "")
+        f"{row.num_prompts:,} prompts{told_apart(row)}" + (f", with faults: {row.quirks}" if row.quirks else "")
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from src import paper
 from src.measure.records import Record
 from src.measure.row import Row
-from src.paper import DATASETS
+from src.paper import CUT_AT, DATASETS
 from src.report.section import Claim
 from src.report.tables import MODELS, per_batch, tells, with_interval
 
@@ -19,9 +19,12 @@ CLOSE = 0.25  # a figure agrees with the paper's within this share of it, or whe
 def clean(records: Iterable[Record], **where: object) -> list[Row]:
     """Rows measured without faults on demand whose columns have the values given (or one of those, for a tuple).
 
-    A row that only a ratio across runs puts beside others is left out: what a section says is of one run.
+    A row that only a ratio across runs puts beside others is left out: what a section says is of one run. Of a dataset
+    that is named, prompts that were cut otherwise than in the paper are other prompts, and left out too.
     """
     rows = [record.row for record in records if not (record.row.quirks or record.row.speedup_across_runs)]
+    if "dataset" in where:
+        rows = [row for row in rows if row.dataset not in DATASETS or row.dataset_max_tokens == CUT_AT.get(row.dataset)]
     for column, value in where.items():
         allowed = value if isinstance(value, tuple) else (value,)
         rows = [row for row in rows if getattr(row, column) in allowed]

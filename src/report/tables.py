@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from src.config import Config
 from src.measure.records import Record
 from src.measure.row import Row
 from src.measure.summary import BASELINE
 from src.prefill.methods import PHASES, method_of
+from src.workload.files import named
 from src.workload.prompts import MADE_UP, shipped_profiles
 
 WIDEST = 20.0  # an interval whose ends differ by more is not shown
@@ -23,14 +25,28 @@ MODELS = {
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
-def title(row: Row) -> str:
-    """What a table of this row's comparison is about."""
+def title(row: Row, machine: str | None = None) -> str:
+    """What a table of this row's comparison is about.
+
+    Args:
+        machine: what it ran on, where the device alone does not tell it.
+    """
     bits = "" if row.loadbit == "none" else f", {row.loadbit}-bit weights"
     return (
         f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({_source(row)}), {row.model} "
         f"({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
-        f"{row.num_prompts:,} prompts, {row.device_name}" + (f", with faults: {row.quirks}" if row.quirks else "")
+        f"{row.num_prompts:,} prompts{told_apart(row)}, {machine or row.device_name}"
+        + (f", with faults: {row.quirks}" if row.quirks else "")
     )
+
+
+def told_apart(row: Row) -> str:
+    """Settings that set a comparison apart from others of the same name, where they are not the usual ones."""
+    said = f", cut at {row.dataset_max_tokens:,} tokens" if row.dataset_max_tokens else ""
+    if row.forward and row.protocol == "modern" and row.max_tokens_per_forward != Config.max_tokens_per_forward:
+        budget = "no limit of" if row.max_tokens_per_forward is None else f"at most {row.max_tokens_per_forward:,}"
+        said += f", {budget} tokens a forward"
+    return said + (f", within {row.memory_limit_mb:,} MB" if row.memory_limit_mb else "")
 
 
 def _source(row: Row) -> str:
@@ -38,7 +54,7 @@ def _source(row: Row) -> str:
         known = {f"profile {name} ": "made-up" if name in MADE_UP else "real" for name in shipped_profiles()}
         kind = next((kind for start, kind in known.items() if row.dataset_detail.startswith(start)), "given")
         return f"{kind} token lengths, random ids"
-    return f"file {row.dataset_detail.split()[0]}" if row.dataset_source == "file" else "hub"
+    return f"file {named(row.dataset_detail)}" if row.dataset_source == "file" else "hub"
 
 
 def model_name(row: Row) -> str:

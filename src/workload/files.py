@@ -110,11 +110,20 @@ def read_text(path: Path) -> str:
     """A file's text, without the byte-order mark that programs for Windows begin it with.
 
     Raises:
-        UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with its mark.
+        ValueError: it is neither UTF-8 nor UTF-16 with its mark.
     """
     content = path.read_bytes()
     encoding = next((name for mark, name in CHARACTER_SETS if content.startswith(mark)), "utf-8-sig")
-    return content.decode(encoding)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8: save the file as UTF-8") from None
+
+
+def named(detail: str) -> str:
+    """The file or dataset of a ``dataset_detail``, without the hash or split behind it."""
+    return detail.rpartition(" ")[0] or detail
 
 
 def file_hash(path: Path) -> str:

@@ -91,9 +91,9 @@ def load_prompts(
     fewest, short = (2, "hold fewer than two words") if dataset.name in paper.DATASETS else (1, "are empty")
     usable = [text for text in every if text and len(text.split()) >= fewest]
     if not usable:
-        raise UserError(setting, f"all records of {detail.split()[0]} {short}", "check dataset.text_field")
+        raise UserError(setting, f"all records of {files.named(detail)} {short}", "check dataset.text_field")
     if left_out := len(every) - len(usable):
-        warn(f"{left_out:,} of {len(every):,} records of {detail.split()[0]} {short}: they are left out")
+        warn(f"{left_out:,} of {len(every):,} records of {files.named(detail)} {short}: they are left out")
     chosen = _sample(len(usable), num_prompts, rng)
     texts = [usable[index] for index in chosen]
     tokenizer = make_tokenizer()
@@ -154,7 +154,7 @@ def read_profile(name: str) -> tuple[NDArray[np.int64], str]:
         if missing := [name for name in ("token_length", "count") if name not in header]:
             raise ValueError(f"it has no column {missing[0]}")
         places = [header.index(name) for name in ("token_length", "count")]
-        rows = [tuple(int(cells[place]) for place in places) for cells in lines]
+        rows = [tuple(_whole(cells[place]) for place in places) for cells in lines]
         if not rows or min(min(row) for row in rows) < 1:
             raise ValueError("no rows, or a number below 1")
         lengths, counts = zip(*rows, strict=True)
@@ -166,6 +166,13 @@ def read_profile(name: str) -> tuple[NDArray[np.int64], str]:
         problem = f"{path.name} is not a length profile ({error})"
         raise UserError("dataset.profile", problem, "columns: token_length,count") from None
     return np.repeat(np.array(lengths, dtype=np.int64), counts), f"profile {path.stem} sha256:{files.file_hash(path)}"
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is no whole number") from None
 
 
 def _read_file(dataset: DatasetConfig) -> tuple[list[str | None], str]:
