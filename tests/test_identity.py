@@ -18,6 +18,7 @@ from src import agenda, reproduce, stats
 from src.cli import UserError
 from src.config import Config, ModelConfig, compose
 from src.measure import machine, records
+from src.measure.fitting import skip_dominated
 from src.measure.plan import prepare
 from src.measure.records import Record
 from src.measure.row import HOW, MACHINE, WORK, Row, parts
@@ -165,6 +166,26 @@ def test_two_token_budgets_are_two_rows(measure: Measure, tmp_path: Path) -> Non
     found = aggregate.comparisons(tmp_path / "results")
     assert sorted(str(each.rows[0].max_tokens_per_forward) for each in found) == ["128", "64", "None"]
     assert [len(each.rows) for each in found] == [2, 2, 2]
+
+
+def test_two_attention_kernels_of_one_method_are_two_rows(measure: Measure, tmp_path: Path) -> None:
+    (made,) = measure("method=prepacking")
+    other = dataclasses.replace(made.row, run_id="other", comparison_id="other", attention_kernel="math")
+    records.write(dataclasses.replace(made, row=other), tmp_path / "results")
+    (found,) = aggregate.comparisons(tmp_path / "results")
+    assert sorted(str(row.attention_kernel) for row in found.rows) == sorted([str(made.row.attention_kernel), "math"])
+
+
+def test_memory_that_ran_out_for_another_model_of_the_name_is_not_held_against_this_one(
+    measure: Measure, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    (made,) = measure("method=prepacking")
+    for model_hash, status in (("another", "ok"), (made.row.model_hash, "skipped")):
+        row = dataclasses.replace(made.row, run_id="smaller", status="oom", batch_size=2, model_hash=model_hash)
+        records.write(dataclasses.replace(made, row=row), tmp_path / "results")
+        plan = prepare(tiny_config("method=prepacking"))
+        skip_dominated(plan)
+        assert plan.outcomes[0].status == status
 
 
 def test_what_is_asked_is_part_of_what_is_the_same(measure: Measure, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def skip_dominated(plan: Plan) -> None:
         row = record.row
         if row.status != "oom" or row.batch_size > plan.config.batch_size or row.device_name != plan.device_name:
             continue
+        if row.model_hash not in (plan.source.identity, None):  # another one in a folder of the same name
+            continue
         if _kind(records.read_config(folder)) != mine:
             continue
         for outcome in plan.outcomes:

@@ -164,7 +164,7 @@ def batch_cost(records: Sequence[Record]) -> Section:
     )  # fmt: skip
     rows = [row for row in one_kind(clean(records, dataset="equal", method=BASE)) if row.longest_prompt_tokens]
     rows.sort(key=lambda row: (row.model, row.longest_prompt_tokens or 0, row.batch_size))
-    alone = {(row.model, row.longest_prompt_tokens): row for row in rows if row.batch_size == 1}
+    alone = {(row.model_hash, row.longest_prompt_tokens): row for row in rows if row.batch_size == 1}
     body, sources = [], []
     for row in rows:
         m, k = row.longest_prompt_tokens, row.batch_size
@@ -172,7 +172,7 @@ def batch_cost(records: Sequence[Record]) -> Section:
         theirs_alone = paper.find("prefill_by_batch_size_and_length", "prefill_s", prompt_length=m, batch_size=1)
         body.append([
             model_name(row), str(m), str(k), seconds(row),
-            "1.00" if k == 1 else _said(_over_alone(row, alone.get((row.model, m)))),
+            "1.00" if k == 1 else _said(_over_alone(row, alone.get((row.model_hash, m)))),
             "" if theirs is None else f"{theirs:.3f}", ratio_to(theirs, theirs_alone),
         ])  # fmt: skip
         sources.append([row.run_id])
@@ -195,9 +195,9 @@ def batch_cost(records: Sequence[Record]) -> Section:
         published = [(int(line["prompt_length"]), int(line["batch_size"]), float(line["prefill_s"]))
                      for line in paper.table("prefill_by_batch_size_and_length")]  # fmt: skip
         measured = [(row.longest_prompt_tokens or 0, row.batch_size, row.seconds_per_batch_mean or np.nan)
-                    for row in rows if row.model == rows[0].model]  # fmt: skip
+                    for row in rows if row.model_hash == rows[0].model_hash]  # fmt: skip
         titles = (
-            f"here: {titled(row for row in rows if row.model == rows[0].model)}",
+            f"here: {titled(row for row in rows if row.model_hash == rows[0].model_hash)}",
             f"paper: Llama2-1.3B, {paper.GPU}",
         )
         for panel, points, title in zip(panels, (measured, published), titles, strict=True):
@@ -232,7 +232,7 @@ def _said(found: stats.Interval | None, unit: str = "") -> str:
     return "" if found is None else with_interval(found.value, found.low, found.high, unit)
 
 
-def _free_batches(rows: Sequence[Row], alone: dict[tuple[str, int | None], Row]) -> Claim:
+def _free_batches(rows: Sequence[Row], alone: dict[tuple[str | None, int | None], Row]) -> Claim:
     """Whether four prompts of about 100 tokens cost less than twice what one does, as on the authors' GPU (1.42)."""
     text = "A small batch is nearly free: four prompts of 100 tokens take less than twice the time of one"
     one, four = (
@@ -240,7 +240,7 @@ def _free_batches(rows: Sequence[Row], alone: dict[tuple[str, int | None], Row])
     )
     published = f"{four / one:.2f}x" if one and four else ""
     for row in rows:
-        first = alone.get((row.model, row.longest_prompt_tokens))
+        first = alone.get((row.model_hash, row.longest_prompt_tokens))
         found = _over_alone(row, first)
         if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and found:
             why = f"{row.device_name}: one prompt keeps the device busy already"

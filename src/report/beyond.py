@@ -96,7 +96,7 @@ def scaling(records: Sequence[Record]) -> Section:
         panel.set_ylabel(name)
         finish_axes(panel)
     panels[0].legend(frameon=False, fontsize=7)
-    figure.suptitle(titled(row for row in drawn if row.model == drawn[0].model), fontsize=9)
+    figure.suptitle(titled(row for row in drawn if row.model_hash == drawn[0].model_hash), fontsize=9)
     section.figure = figure
     return section
 
@@ -104,7 +104,7 @@ def scaling(records: Sequence[Record]) -> Section:
 def _lines(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.model == rows[0].model:
+        if row.model_hash == rows[0].model_hash:
             found.setdefault((row.dataset, row.method), []).append(row)
     return found
 

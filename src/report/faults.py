@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from src.config import QUIRKS
 from src.measure.records import Record
-from src.measure.row import Row
+from src.measure.row import HOW, MACHINE, WORK, Row, parts
 from src.report.tables import label
 
 FIGURES = {
@@ -16,10 +16,7 @@ FIGURES = {
     "peak_memory_mb": "Peak memory",
     "mean_utilization_pct": "Mean util",
 }
-SAME_BUT_FOR_THE_FAULT = (
-    "method", "packing", "dataset_detail", "model_detail", "metric", "protocol", "batch_size", "num_prompts", "seed",
-    "device_name", "dtype", "loadbit",
-)  # fmt: skip
+SAME_BUT_FOR_THE_FAULT = tuple(name for part in (WORK, HOW, MACHINE) for name in parts(part) if name != "quirks")
 
 
 def faults_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]], list[list[str]]]:

@@ -113,7 +113,7 @@ def largest_batch(records: Sequence[Record]) -> Section:
         "limit, on a CPU one that was set.",
     )  # fmt: skip
     rows = [row for row in clean(records, method=(PACKED, BASE)) if row.num_prompts == row.batch_size]
-    columns = ("model", "loadbit", "dataset", "metric", "protocol", "memory_limit_mb")
+    columns = ("model", "loadbit", "dataset", "metric", "protocol", "memory_limit_mb", "model_hash")
     kinds = by_method([row for row in rows if row.status == "oom"], *columns)
     body, sources, times, sizes = [], [], [], {}
     for kind, failed in sorted(kinds.items(), key=str):
