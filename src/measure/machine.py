@@ -114,6 +114,12 @@ def machine_slug(*devices: torch.device) -> str:
     return slug(f"{devices[0].type if devices[0].type == 'cpu' else ''} {device_name(*devices)}")
 
 
+@functools.cache
+def _version(package: str) -> str:
+    """Looked up once: it takes milliseconds, and every name of a run asks for it."""
+    return importlib.metadata.version(package)
+
+
 def software() -> dict[str, Any]:
     """What computes beside the device, as columns of a row: versions, threads, and variables that change either."""
     chosen = {name: value for name, value in os.environ.items() if CHOOSING.fullmatch(name)}
@@ -123,7 +129,7 @@ def software() -> dict[str, Any]:
         chosen["LD_PRELOAD"] = Path(chosen["LD_PRELOAD"]).name
     return {
         "torch_version": torch.__version__,
-        "transformers_version": importlib.metadata.version("transformers"),
+        "transformers_version": _version("transformers"),
         "torch_threads": torch.get_num_threads(),
         "environment": " ".join(f"{name}={value}" for name, value in sorted(chosen.items())) or None,
     }
