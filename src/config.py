@@ -261,9 +261,8 @@ def _shipped(group: str, name: str) -> dict[str, Any] | None:
 def _own_name(group: str, path: str) -> str:
     """The last part of a path as a name that no shipped one has."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).strip("-.") or "own"
-    return (
-        f"own-{name}" if (CONFIG_DIR / group / f"{Path(name).stem}.yaml").is_file() or _shipped(group, name) else name
-    )
+    taken = any((CONFIG_DIR / group / f"{each}.yaml").is_file() for each in (name, Path(name).stem))
+    return f"own-{name}" if taken else name
 
 
 def check(config: Config) -> None:

@@ -24,6 +24,7 @@ import torch
 from src.cli import UserError
 from src.measure import gpus
 from src.measure.nvml import NoCounters
+from src.measure.process import allowed_cores
 from src.measure.sampler import counters_for
 from src.places import CHECKOUT, PACKAGE
 
@@ -142,7 +143,7 @@ def slug(name: str) -> str:
 
 def cores() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(allowed_cores())
 
 
 def available_mb() -> float | None:

@@ -21,9 +21,9 @@ class ProcessCounters:
     window_s = 0.0  # a reading averages over the time since the one before, nothing earlier
 
     def __init__(self) -> None:
-        self.cores = len(_cores())
+        self.cores = len(allowed_cores())
         self._last = (time.perf_counter(), time.process_time())
-        files = (CPUS / f"cpu{core}" / "cpufreq" / "scaling_cur_freq" for core in _cores())
+        files = (CPUS / f"cpu{core}" / "cpufreq" / "scaling_cur_freq" for core in allowed_cores())
         self._clocks = [file for file in files if file.exists()]
 
     def read(self) -> Reading:
@@ -98,7 +98,7 @@ class CpuUse:
     @classmethod
     def since(cls, before: CpuTimes) -> CpuUse:
         """From then to now."""
-        now, cores = CpuTimes.now(), len(_cores())
+        now, cores = CpuTimes.now(), len(allowed_cores())
         busy_s, stolen_s = _less(now.busy_s, before.busy_s), _less(now.stolen_s, before.stolen_s)
         return cls(
             cores * (now.at_s - before.at_s),
@@ -141,7 +141,7 @@ class CpuUse:
         return None if seconds is None or not self.cores_s else min(1.0, max(0.0, seconds / self.cores_s))
 
 
-def _cores() -> list[int]:
+def allowed_cores() -> list[int]:
     """The cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
@@ -156,7 +156,7 @@ def _sum(one: float | None, other: float | None) -> float | None:
 
 def _core_seconds() -> tuple[float | None, float | None]:
     """Seconds that the cores which this process may use were busy, and that were stolen from them."""
-    wanted, busy, stolen = {f"cpu{core}" for core in _cores()}, 0, 0
+    wanted, busy, stolen = {f"cpu{core}" for core in allowed_cores()}, 0, 0
     try:
         for line in (PROC / "stat").read_text(encoding="ascii").splitlines():
             name, *ticks = line.split()

@@ -210,7 +210,11 @@ def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], s
     if row.method == BASELINE:
         row.speedup_over_full_batching = 1.0
         return
-    speedup = stats.speedup_interval(base, own, same_batches)
+    set_speedup(row, stats.speedup_interval(base, own, same_batches))
+
+
+def set_speedup(row: Row, speedup: stats.Interval) -> None:
+    """A row's speedup over full-batching, its interval and what that says."""
     row.speedup_over_full_batching = speedup.value
     row.speedup_ci_low, row.speedup_ci_high = speedup.low, speedup.high
     row.speedup_verdict = speedup.verdict(row.noise_floor or 0.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from src import stats
 from src.measure.records import Record, read_all
 from src.measure.row import COLUMNS, MACHINE, WORK, Row, parts
-from src.measure.summary import BASELINE
+from src.measure.summary import BASELINE, set_speedup
 from src.prefill.methods import method_of
 
 METHOD_ORDER = (
@@ -104,10 +104,9 @@ def _fill_speedups(records: list[Record]) -> None:
             assert base.folder is not None
             assert record.folder is not None
             same_batches = not method_of(row.method).needs_dataset
-            found = stats.between_runs(read_seconds(base.folder), read_seconds(record.folder), same_batches)
-            row.speedup_over_full_batching, row.speedup_across_runs = found.value, True
-            row.speedup_ci_low, row.speedup_ci_high = found.low, found.high
-            row.speedup_verdict = found.verdict(row.noise_floor or 0.0)
+            seconds = read_seconds(base.folder), read_seconds(record.folder)
+            set_speedup(row, stats.between_runs(*seconds, same_batches))
+            row.speedup_across_runs = True
 
 
 def read_seconds(folder: Path) -> NDArray[np.float64]:

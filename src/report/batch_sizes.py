@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import scipy.stats
 from src import paper, stats
 from src.measure.records import Record
 from src.measure.row import Row
+from src.report.pairs import mean_of
 from src.report.plots import COLORS, MARKERS, finish_axes, titled, whisker
 from src.report.section import Claim, Section, Table
 from src.report.select import (
@@ -194,12 +194,10 @@ def batch_cost(records: Sequence[Record]) -> Section:
         figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
         published = [(int(line["prompt_length"]), int(line["batch_size"]), float(line["prefill_s"]))
                      for line in paper.table("prefill_by_batch_size_and_length")]  # fmt: skip
+        drawn = [row for row in rows if row.model_hash == rows[0].model_hash]
         measured = [(row.longest_prompt_tokens or 0, row.batch_size, row.seconds_per_batch_mean or np.nan)
-                    for row in rows if row.model_hash == rows[0].model_hash]  # fmt: skip
-        titles = (
-            f"here: {titled(row for row in rows if row.model_hash == rows[0].model_hash)}",
-            f"paper: Llama2-1.3B, {paper.GPU}",
-        )
+                    for row in drawn]  # fmt: skip
+        titles = (f"here: {titled(drawn)}", f"paper: Llama2-1.3B, {paper.GPU}")
         for panel, points, title in zip(panels, (measured, published), titles, strict=True):
             for marker, m in zip("osD^vP", sorted({m for m, *_ in points}), strict=False):
                 line = sorted((k, s) for length, k, s in points if length == m)
@@ -220,12 +218,7 @@ def _over_alone(row: Row, alone: Row | None) -> stats.Interval | None:
     """A batch's time over that of one prompt: two runs, whose means are taken for independent."""
     if alone is None or row.seconds_per_batch_mean is None or alone.seconds_per_batch_mean is None:
         return None
-    means = []
-    for each in (row, alone):
-        low, high = each.seconds_per_batch_ci_low, each.seconds_per_batch_ci_high
-        ends = (math.nan, math.nan) if low is None or high is None else (low, high)
-        means.append(stats.Interval(each.seconds_per_batch_mean or math.nan, *ends))
-    return stats.ratio_of_intervals(*means)
+    return stats.ratio_of_intervals(mean_of(row), mean_of(alone))
 
 
 def _said(found: stats.Interval | None, unit: str = "") -> str:

@@ -184,7 +184,7 @@ def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
     """Time of ``a`` over time of ``b``, two runs of their own, and whether from the samples of the same batches."""
     samples, draws = (_samples(a), _samples(b)), _batches_are_draws(a.row)
     if samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1]):
-        return stats.ratio_of_intervals(_mean(a.row), _mean(b.row)), False
+        return stats.ratio_of_intervals(mean_of(a.row), mean_of(b.row)), False
     return stats.between_runs(samples[0], samples[1], draws), True
 
 
@@ -241,7 +241,8 @@ def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
     return _ratio(base, entry)[0] if base else None
 
 
-def _mean(row: Row) -> stats.Interval:
+def mean_of(row: Row) -> stats.Interval:
+    """Mean seconds of a batch with the interval that the row tells."""
     assert row.seconds_per_batch_mean is not None
     return _interval(row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high, row)
 
