@@ -24,7 +24,7 @@ reproduce: $(READY) ## measure prepacking against its baselines and write the re
 	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
-	$(PY) -m src.reproduce experiment=bench minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+	$(PY) -m src.reproduce experiment=bench_today,bench_traces minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
 
 report: $(READY) ## tables and plots of all records below RESULTS (default results)
 	$(PY) -m src.report results_dir=$(or $(RESULTS),results)
@@ -63,13 +63,6 @@ readme: $(READY) ## write generated tables anew from code and records: README.md
 
 notebooks: $(READY) ## execute the notebooks anew, in place
 	$(PY) scripts/notebooks.py
-
-errors: $(READY) ## write docs/errors.md anew: each tested bad input and the line it prints
-	WRITE_ERRORS=1 $(PY) -m pytest -q -n 0 tests/test_cli.py tests/test_compare.py tests/test_sharing.py -k one_line
-
-families: $(READY) ## write docs/library.md's table of families anew, as measured by the tests, and its picture
-	WRITE_LIBRARY=1 $(PY) -m pytest -q -n 0 tests/test_library.py -k documented
-	$(PY) scripts/picture.py --write
 
 vllm-env: ## an environment of its own for the method vllm, .venv-vllm (CPU: 3.5 GB, some minutes)
 	@rm -rf .venv-vllm && $(BASE_PYTHON) -m venv .venv-vllm

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src import stats
-from src.prefill.packing import first_fit_decreasing
+from src.prefilling.packing import first_fit_decreasing
 
 PROFILES = Path(__file__).resolve().parents[1] / "src" / "workload" / "length_profiles"
 PROMPTS, POOL = (16, 32, 64), 2000  # prompts in a batch; batches that there are to draw from

@@ -10,8 +10,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.prefill.layout import Layout, left_padded, packed, right_padded  # noqa: E402
-from src.prefill.packing import first_fit_decreasing  # noqa: E402
+from src.prefilling.layout import Layout, left_padded, packed, right_padded  # noqa: E402
+from src.prefilling.packing import first_fit_decreasing  # noqa: E402
 
 PICTURE = ROOT / "docs" / "prepacking.svg"
 LENGTHS = [4, 8, 2, 5, 1, 3]
@@ -120,7 +120,7 @@ def main() -> int:
     if "--write" in sys.argv[1:]:
         PICTURE.write_text(draw(), encoding="utf-8")
     elif not PICTURE.is_file() or PICTURE.read_text(encoding="utf-8") != draw():
-        print("docs/prepacking.svg is out of date; draw it anew with: make families")
+        print("docs/prepacking.svg is out of date; draw it anew with: python scripts/picture.py --write")
         return 1
     return 0
 

@@ -23,9 +23,10 @@ import jsonschema
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.measure import records, schema
-from src.measure.machine import code_hash
-from src.measure.row import Row
+from src.provenance import code_hash
+from src.records import schema
+from src.records import store as records
+from src.records.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (records.RECORD_FILE, "samples.csv", "config.yaml")

@@ -19,9 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from record_checks import FILES, Found, check_folder, folders_of
 
-from src.cli import UserError, guarded
-from src.compare import Parser
-from src.measure import records
+from src.cli import Parser, UserError, guarded
+from src.records import store as records
 
 ENDING = ".tar.gz"
 MB = 10**6

@@ -1,7 +1,8 @@
-"""The edge between people and the program: one clear line for bad input, exit codes, ``key=value`` arguments."""
+"""What people meet first: one clear line for bad input, exit codes, ``key=value`` arguments."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import io
@@ -9,11 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from .places import command_line
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -63,11 +66,11 @@ def _one_line(error: Exception) -> str:
         names = ", ".join(choices) or f"the files of configs/{group}"
         return f"{group}: unknown '{name}'; choose one of {names}"
     if found := re.search(r"Error parsing override '([^'=]+)'\s+missing EQUAL", text):
-        return f"{found[1]}: arguments have the form setting=value; `python -m src.run --help` lists the settings"
+        return f"{found[1]}: arguments have the form setting=value; `{command_line('run')} --help` lists the settings"
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')(?:\s*full_key: (\S+))?", text):
-        return f"{found[2] or found[1]}: there is no such setting; `python -m src.run --help` lists them all"
+        return f"{found[2] or found[1]}: there is no such setting; `{command_line('run')} --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: there is no such setting; `python -m src.run --help` lists them all"
+        return f"{found[1]}: there is no such setting; `{command_line('run')} --help` lists them all"
     if found := re.search(r"is not Optional\s+full_key: (\S+)", text):
         return f"{found[1]}: it cannot be null; leave it out for its default"
     if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):
@@ -84,7 +87,7 @@ def report(error: Exception) -> int:
 
 
 def print_whatever_there_is() -> None:
-    """Let output lose a character that the terminal's character set lacks, in place of all that was measured."""
+    """Replace characters that the terminal cannot show, so that printing a result never fails."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -92,7 +95,7 @@ def print_whatever_there_is() -> None:
 
 @functools.cache
 def recorded() -> None:
-    """Remember that something was recorded, for who stops the program."""
+    """Remember that something was recorded, so that the message after Ctrl-C can say so."""
 
 
 def guarded(main: Callable[[], Any]) -> int:
@@ -122,6 +125,18 @@ def guarded(main: Callable[[], Any]) -> int:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what ``guarded`` turns into one line and exit code 2."""
+        option = re.match(r"argument (\S+?)(?:/\S+)?: (.*)", message)
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        name = option[1] if option else unknown[1] if unknown else "arguments"
+        problem = option[2] if option else "there is no such option" if unknown else message
+        raise UserError(name, problem, f"`{self.prog} --help` lists them all")
+
+
 def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
     """Read ``key=value`` arguments into the dataclass ``schema``; ``--help`` prints its fields and leaves.
 
@@ -129,13 +144,13 @@ def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
         OmegaConfBaseException: unknown key or wrong type (``guarded`` turns it into one line).
     """
     if {"-h", "--help"} & set(argv):
-        lines = [f"usage: python -m {program} [setting=value …]", "", (schema.__doc__ or "").strip(), ""]
+        lines = [f"usage: {command_line(program)} [setting=value …]", "", (schema.__doc__ or "").strip(), ""]
         for field in dataclasses.fields(schema):  # type: ignore[arg-type]
             lines.append(f"  {field.name}={field.default!s:<12} {field.metadata.get('help', '')}")
         print("\n".join(lines))
         raise SystemExit(0)
     for argument in argv:
         if "=" not in argument:
-            raise UserError(argument, "arguments have the form setting=value", f"see python -m {program} --help")
+            raise UserError(argument, "arguments have the form setting=value", f"see {command_line(program)} --help")
     merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(argv))
     return OmegaConf.to_object(merged)  # type: ignore[return-value]

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import hashlib
 import json
-import re
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-from src import places
-from src.cli import UserError
+from . import places
+from .cli import UserError
 
 CONFIG_DIR = places.CONFIGS
 
 SERVING = ("continuous-batching", "vllm")
 # By their files' names: a choice is checked without importing torch.
-ADDED = tuple(sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefill" / "added").glob("[!_]*.py")))
+ADDED = tuple(
+    sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefilling" / "added").glob("[!_]*.py"))
+)
 METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free", *SERVING, *ADDED)
 REFERENCE = "reference"
-QUIRKS = {
+FAULTS = {
     "no-sync": "the clock is read without waiting for the device",
     "last-run-only": "memory and utilization of the last repeat alone are kept",
     "divide-twice": "time per prompt is divided by the number of repeats once too often",
@@ -79,190 +75,58 @@ class DatasetConfig:
     max_tokens: int | None = None  # cut prompts to this many tokens
 
 
+# What a setting has to do with a measurement. One that says nothing here changes what is measured: its value stands in
+# the row's column of that name or, where there is none, in ``other_settings``, and keeps measurements apart.
+NAMED: dict[str, Any] = {"role": "other columns of the row tell what it came to"}
+CARE: dict[str, Any] = {"role": "how often or how carefully it is measured: measured anew, and compared all the same"}
+FREE: dict[str, Any] = {"role": "changes no sample: what is recorded already is not measured again for it"}
+
+
 @dataclass
 class Config:
-    """One configuration of ``python -m src.run``; configs/config.yaml says what each setting does."""
+    """One configuration; configs/config.yaml says what each setting does."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    method: str = "prepacking"
-    methods: list[str] | None = None
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=NAMED)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig, metadata=NAMED)
+    method: str = field(default="prepacking", metadata=NAMED)
+    methods: list[str] | None = field(default=None, metadata=NAMED)
     metric: str = "prefill"
     protocol: str = "modern"
     packing: str = "ffd"
     forward: str = "fused"
     max_tokens_per_forward: int | None = 32768
-    ideal: bool = True
+    ideal: bool = field(default=True, metadata=CARE)
     batch_size: int = 64
     num_prompts: int = 1000
-    repeats: int = 5
-    precision: float | None = None
-    max_repeats: int = 30
-    noise_floor: float = 0.01
-    warmup: int = 1
-    seed: int = 0
-    device: str = "auto"
-    device_map: str | None = None
+    repeats: int = field(default=5, metadata=CARE)
+    precision: float | None = field(default=None, metadata=CARE)
+    max_repeats: int = field(default=30, metadata=CARE)
+    noise_floor: float = field(default=0.01, metadata=FREE)
+    warmup: int = field(default=1, metadata=CARE)
+    seed: int = field(default=0, metadata=NAMED)
+    device: str = field(default="auto", metadata=NAMED)
+    device_map: str | None = field(default=None, metadata=NAMED)
     dtype: str = "auto"
     loadbit: str = "none"
-    verify_batches: int = 2
-    generate_tokens: int = 0
-    sampler_interval_s: float = 0.1
-    utilization_loop_s: float = 6.0
-    sampler_overhead_s: float = 1.6
-    results_dir: str | None = None
-    quirks: list[str] = field(default_factory=list)
-    rerun: bool = False
-    isolate: bool = True
-    timeout_s: float | None = None
+    verify_batches: int = field(default=2, metadata=CARE)
+    generate_tokens: int = field(default=0, metadata=CARE)
+    sampler_interval_s: float = field(default=0.1, metadata=CARE)
+    utilization_loop_s: float = field(default=6.0, metadata=CARE)
+    sampler_overhead_s: float = field(default=1.6, metadata=CARE)
+    results_dir: str | None = field(default=None, metadata=FREE)
+    faults: list[str] = field(default_factory=list)
+    rerun: bool = field(default=False, metadata=FREE)
+    isolate: bool = field(default=True, metadata=FREE)
+    timeout_s: float | None = field(default=None, metadata=FREE)
     memory_limit_mb: int | None = None
-    scale: str = "auto"
-    priority: dict[str, int] = field(default_factory=dict)
+    scale: str = field(default="auto", metadata=FREE)
+    priority: dict[str, int] = field(default_factory=dict, metadata=FREE)
+    experiment: str | None = field(default=None, metadata=NAMED)
 
     @property
     def compared_methods(self) -> tuple[str, ...]:
         """The methods that this run measures side by side."""
         return tuple(self.methods) if self.methods else (self.method,)
-
-
-def register_schemas() -> None:
-    """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
-    from hydra.core.config_store import ConfigStore
-
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
-    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
-    store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
-    store.store(group="model", name="model_schema", node=ModelConfig)
-    store.store(group="dataset", name="dataset_schema", node=DatasetConfig)
-
-
-@functools.cache
-def _scratch() -> str:
-    """A folder that is gone when the program ends."""
-    folder = tempfile.mkdtemp(prefix="prepack-bench-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _by_scale(gpu: Any, cpu: Any, *, _root_: Any) -> Any:
-    """``${by_scale:for a GPU, for a CPU}``: an experiment has both sizes in one file."""
-    scale, device = str(_root_.get("scale", "auto")), str(_root_.get("device", "auto"))
-    if scale == "auto":
-        has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device == "auto" else device.startswith("cuda")
-        scale = "gpu" if has_gpu else "cpu"
-    return gpu if scale == "gpu" else cpu
-
-
-def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
-    """Compose configs/config.yaml with ``overrides``, outside of a Hydra application.
-
-    Returns:
-        The validated configuration, and the sweep an experiment file asks for (``{"metric": "prefill,ttft"}``).
-
-    Raises:
-        HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    register_schemas()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        composed = hydra_compose("config", list(overrides), return_hydra_config=True)
-        sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return typed(composed), sweep
-
-
-def typed(composed: Any) -> Config:
-    """Turn Hydra's composed config into the checked dataclass.
-
-    Raises:
-        UserError: a value outside its choices or limits, naming the setting.
-    """
-    _check_keys(composed)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
-    assert isinstance(config, Config)
-    _name_own_model(config.model)
-    _name_own_dataset(config.dataset)
-    check(config)
-    return config
-
-
-def _check_keys(composed: Any) -> None:
-    """Hydra's ``+key=value`` adds keys, and a merge passes over those that the dataclasses lack: here none is."""
-    for prefix, schema in (("", Config), ("model.", ModelConfig), ("dataset.", DatasetConfig)):
-        given = composed.get(prefix[:-1]) if prefix else composed
-        known = {known.name for known in fields(schema)}
-        for key in map(str, given or ()):
-            if key not in known:
-                raise UserError(
-                    f"{prefix}{key}", "there is no such setting", "`python -m src.run --help` lists them all"
-                )
-
-
-def _name_own_model(model: ModelConfig) -> None:
-    """A model.path other than the chosen YAML's is another model, with a name of its own.
-
-    So no row bears a shipped name for another one's weights, and random weights of the shipped shape never stand in
-    for it.
-    """
-    shipped = _shipped("model", model.name)
-    if shipped and model.path and shipped.get("path") != model.path:
-        model.name, model.architecture = _own_name("model", model.path), None
-    elif shipped and model.architecture != shipped.get("architecture"):
-        model.name = f"own-{model.name}"
-
-
-# What says which prompts a dataset is. Cutting them (max_tokens) leaves it the same dataset, and a row says so.
-DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "profile")
-
-
-def _name_own_dataset(dataset: DatasetConfig) -> None:
-    """Prompts other than the chosen YAML's, whichever way they come in, have a name of their own.
-
-    So no row bears a shipped name for other prompts, which would be judged by what the paper claims on those, and the
-    shipped length profile never stands in for them.
-
-    Raises:
-        UserError: a file is named that is not read.
-    """
-    shipped = _shipped("dataset", dataset.name)
-    if not shipped:
-        return
-    default = DatasetConfig()
-    changed = {name for name in DATA if getattr(dataset, name) != shipped.get(name, getattr(default, name))}
-    if "path" in changed and dataset.source in ("auto", shipped.get("source")):
-        dataset.source = "file"
-    elif "path" in changed and dataset.source != "file":
-        problem = f"a file is named, but dataset.source={dataset.source} reads none"
-        raise UserError("dataset.path", problem, "add dataset.source=file, or leave the path out")
-    elif dataset.source == "auto" and "profile" in changed and "hub_id" not in changed:
-        dataset.source = "profile"  # it was not given as what the shipped dataset falls back to
-    # What the source does not read changes no prompt.
-    read = {"file": {"path", "text_field"}, "profile": {"profile"}}.get(dataset.source, set(DATA) - {"path", "profile"})
-    if not changed & read:
-        return
-    named_by = {"file": dataset.path, "profile": dataset.profile}.get(dataset.source, dataset.hub_id)
-    other = changed & {"path", "profile", "hub_id"} & read
-    dataset.name = _own_name("dataset", str(named_by)) if other else f"own-{dataset.name}"
-    if dataset.source != "profile" and dataset.profile == shipped.get("profile"):
-        dataset.profile = None
-
-
-def _shipped(group: str, name: str) -> dict[str, Any] | None:
-    file = CONFIG_DIR / group / f"{name}.yaml"
-    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
-
-
-def _own_name(group: str, path: str) -> str:
-    """The last part of a path as a name that no shipped one has."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).strip("-.") or "own"
-    taken = any((CONFIG_DIR / group / f"{each}.yaml").is_file() for each in (name, Path(name).stem))
-    return f"own-{name}" if taken else name
 
 
 def check(config: Config) -> None:
@@ -300,8 +164,8 @@ def check(config: Config) -> None:
         raise UserError("loadbit", "vllm is measured with plain weights only", "use loadbit=none, or leave vllm out")
     if config.device_map is not None:
         _check_split(config)
-    for quirk in config.quirks:
-        _one_of("quirks", quirk, (REFERENCE, *QUIRKS))
+    for fault in config.faults:
+        _one_of("faults", fault, (REFERENCE, *FAULTS))
     for setting, number, least in (
         ("batch_size", config.batch_size, 1),
         ("max_tokens_per_forward", config.max_tokens_per_forward, 1),
@@ -361,17 +225,36 @@ def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(setting, f"unknown '{value}'", f"choose one of {', '.join(choices)}")
 
 
+def dtype_name(asked: str, on_gpu: bool) -> str:
+    """The type of weights and activations: bfloat16 on a GPU and float32 on a CPU, unless asked otherwise."""
+    return asked if asked != "auto" else "bfloat16" if on_gpu else "float32"
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain types, for records."""
     return asdict(config)
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits naming everything in the configuration that can change a measurement (not where it is written)."""
+    """12 hex digits naming everything in the configuration that can change a sample (not where it is written)."""
     content = as_dict(config)
-    # What changes no sample; the method is named by the record itself.
-    for key in ("results_dir", "rerun", "method", "isolate", "timeout_s", "noise_floor", "scale",
-                "priority"):  # fmt: skip
-        content.pop(key)
+    for each in fields(config):
+        if each.metadata == FREE:
+            content.pop(each.name)
+    del content["method"]  # the record itself names it
     content["methods"] = list(config.compared_methods)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def other_settings(config: Config, columns: Collection[str]) -> str | None:
+    """``name=value`` of each setting that changes what is measured, is not the default, and has no column of its own.
+
+    So a setting that is added keeps its records apart from others before anyone gives it a column.
+    """
+    default = type(config)()
+    told = [
+        f"{each.name}={getattr(config, each.name)}"
+        for each in fields(config)
+        if not each.metadata and each.name not in columns and getattr(config, each.name) != getattr(default, each.name)
+    ]
+    return " ".join(told) or None

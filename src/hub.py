@@ -1,4 +1,4 @@
-"""The Hugging Face hub, from a machine that may have no network: is it there, which commit, what a refusal means."""
+"""The Hugging Face hub, from a machine that may have no network: does it answer, which commit, what went wrong?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from src.cli import UserError, warn
+from .cli import UserError, warn
 
 PROBE_SECONDS = 4.0
 ASKED_AT_MOST = 2

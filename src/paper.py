@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 
-from src.places import PAPER_FIGURES
+from .places import PAPER_FIGURES
 
 GPU = "NVIDIA A6000"
 DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")  # in its order

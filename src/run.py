@@ -11,17 +11,17 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from src import cluster
-from src.apart import run_apart
-from src.cli import BAD_INPUT, JobFailed, UserError, guarded, report
-from src.completion import complete
-from src.config import CONFIG_DIR, register_schemas, typed
+from .cli import BAD_INPUT, JobFailed, UserError, guarded, report
+from .compose import register_schemas, typed
+from .config import CONFIG_DIR
+from .jobs import cluster
+from .jobs.apart import run_apart
 
 
 def main() -> int:
     """Compose the settings with Hydra and measure; the exit code is the worst of a sweep's (0 ok, 1 failed, 2 bad)."""
     codes: list[int] = []
-    _check_flags()
+    _arrange_arguments()
     register_schemas()
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -38,8 +38,7 @@ def main() -> int:
     if any(argument.startswith("hydra/launcher=slurm") for argument in sys.argv):
         cluster.check()
     try:
-        if not complete(sys.argv[1:], task):
-            task()
+        task()
     except Exception as error:
         lines = str(error).splitlines()
         if refused := [line for line in lines if line.startswith("sbatch:")]:
@@ -51,11 +50,11 @@ def main() -> int:
     return max(codes, default=0)
 
 
-def _check_flags() -> None:
-    """Judge Hydra's flags as it will, but end in one line where it would print its usage or a traceback.
+def _arrange_arguments() -> None:
+    """Put settings behind Hydra's flags, for Hydra takes them in one piece only; say in one line what is no flag.
 
     Raises:
-        UserError: a flag that there is not, a value that is wrong, or flags that do not go together.
+        UserError: a flag that there is not, or one whose value is wrong.
     """
 
     def complain(message: str) -> NoReturn:
@@ -66,21 +65,8 @@ def _check_flags() -> None:
 
     parser = get_args_parser()
     parser.error = complain  # type: ignore[method-assign]
-    flags = parser.parse_intermixed_args()
-    # Hydra takes settings in one piece only, and would call the second piece unknown flags.
-    settings = set(flags.overrides)
-    sys.argv[1:] = [each for each in sys.argv[1:] if each not in settings] + flags.overrides
-    asked = {"--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info, "-sc": flags.shell_completion}
-    given = [name for name, value in asked.items() if value]
-    if len(given) > 1 or (given and flags.run):
-        raise UserError(" ".join(given), "they do not go together", "give one of them")
-    if flags.resolve and not (flags.cfg or flags.help):
-        raise UserError("--resolve", "it says how --cfg prints settings", "write --cfg job --resolve")
-    if flags.experimental_rerun is not None:
-        raise UserError("--experimental-rerun", "there is nothing of Hydra's to run again", "repeat the same command")
-    known = re.fullmatch("(install|uninstall|query)=(bash|fish|zsh)", " ".join(flags.overrides))
-    if flags.shell_completion and not known:
-        raise UserError("-sc", f"'{' '.join(flags.overrides)}'", "write -sc install=bash (or fish, zsh)")
+    settings = parser.parse_intermixed_args().overrides
+    sys.argv[1:] = [each for each in sys.argv[1:] if each not in set(settings)] + settings
 
 
 command = functools.partial(guarded, main)

@@ -8,11 +8,11 @@ Student's t. docs/measuring.md has the formulae, references and simulated covera
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
+
+from .interval import Interval
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -22,34 +22,6 @@ OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
 # Of one run, the tables [repeats, batches] whose means an estimate multiplies (1) or divides by (-1), repeat by repeat.
 Run = list[tuple[int, Seconds]]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval; ``low`` and ``high`` are NaN where there is too little to tell.
-
-    ``few``: it rests on fewer than five batches, or repeats where only those are draws.
-    """
-
-    value: float
-    low: float
-    high: float
-    few: bool = False
-
-    @property
-    def precision(self) -> float:
-        """Half the interval's width over its value; infinite where there is no interval."""
-        return float("inf") if np.isnan(self.low) else (self.high - self.low) / 2 / self.value
-
-    def verdict(self, noise_floor: float = 0.0) -> str:
-        """``faster``, ``slower`` or ``inconclusive``, for a speedup.
-
-        Args:
-            noise_floor: difference that does not count, 0.01 for 1 %: the whole interval must lie beyond 1 ± it.
-        """
-        if self.low > 1 + noise_floor:
-            return "faster"
-        return "slower" if self.high < 1 - noise_floor else "inconclusive"
 
 
 def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resamples: int = RESAMPLES) -> Interval:

@@ -20,14 +20,18 @@ import torch
 from hypothesis import settings
 
 from src import cli
-from src.config import Config, ModelConfig, compose
+from src.compose import compose
+from src.config import Config, ModelConfig
 from src.measure import runner
 from src.measure.plan import prepare
-from src.measure.records import Record
-from src.measure.runner import run
+from src.measure.runner import measure as run
 from src.measure.timer import NoTimer
-from src.prefill.methods import METHODS, How, Prefilled, make_engine
-from src.prefill.models import find_model, load_model
+from src.prefilling.engines import make_engine
+from src.prefilling.method import Prefilled, PrefillOptions
+from src.prefilling.methods import METHODS
+from src.prefilling.models import find_model, load_model
+from src.records.store import Record
+from src.report.cells import Column, Table, make_table
 
 settings.register_profile("project", deadline=None)  # two workers share two cores: a slow example is no failure
 settings.load_profile("project")
@@ -78,6 +82,12 @@ def _fresh_notes() -> None:
     torch.set_num_threads(1)
 
 
+def texts(header: list[str], body: list[list[str]], records: list[list[str]] | None = None) -> Table:
+    """A table of words."""
+    rows = [dict(zip(header, cells, strict=True)) for cells in body]
+    return make_table([Column(label) for label in header], rows, records or [])
+
+
 def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     source = find_model(ModelConfig("tiny", weights="random", architecture=FAMILIES[family] | changes))
     return load_model(source, torch.device("cpu"), dtype, "none", seed=1)
@@ -88,21 +98,21 @@ def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(3, TINY["vocab_size"], length, dtype=np.int64) for length in lengths]
 
 
-def carry(model: Any, prompts: Any, method: str = "prepacking", timer: Any = None, **how: Any) -> Prefilled:
+def carry(model: Any, prompts: Any, method: str = "prepacking", timer: Any = None, **options: Any) -> Prefilled:
     """One batch, carried by a method."""
-    return make_engine(model, METHODS[method], How(**how)).prefill(prompts, timer or NoTimer())
+    return make_engine(model, METHODS[method], PrefillOptions(**options)).prefill(prompts, timer or NoTimer())
 
 
 def fail_for(method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, when: str = "timed") -> None:
     """Have a method raise where it is timed, or where it is verified (which asks for first tokens)."""
     real = runner.make_engine
 
-    def make(model: Any, which: Any, how: Any) -> Any:
+    def make(model: Any, which: Any, options: Any) -> Any:
         def failing(*_: Any) -> Any:
             raise error
 
-        engine = real(model, which, how)
-        if which.name == method and (how.metric == "ttft") == (when == "verified"):
+        engine = real(model, which, options)
+        if which.name == method and (options.metric == "ttft") == (when == "verified"):
             engine.prefill = failing
         return engine
 

@@ -101,9 +101,7 @@ def _launcher() -> subprocess.Popen[str]:
 
 def main() -> None:
     """Read what to run; answer with the process that runs it."""
-    from src import worker
-
-    for name in ("src.run", *worker.PRELOADED):
+    for name in ("src.run", "src.jobs.template", "src.jobs.worker"):
         importlib.import_module(name)
     for line in sys.stdin:
         with contextlib.suppress(ChildProcessError):  # nobody else asks after those between
@@ -127,7 +125,8 @@ def _wait_for(asked: dict[str, Any]) -> NoReturn:
 
 
 def _as_started(asked: dict[str, Any], folder: Path) -> NoReturn:
-    from src import apart, cli, run
+    from src import cli, run
+    from src.jobs import apart
 
     os.setsid()
     for number, name in enumerate((os.devnull, folder / "stdout", folder / "stderr")):
@@ -145,7 +144,7 @@ class Forked(Polled):
     """As ``subprocess.Popen``, where the template process is started."""
 
     def __init__(self, command: list[str], pass_fds: list[int], env: dict[str, str], **_: Any) -> None:
-        from src import worker
+        from src.jobs import template
 
         self.returncode: int | None = None
         if self._forked():
@@ -154,8 +153,8 @@ class Forked(Polled):
             _set_environment(env)
             os.closerange(3, pass_fds[0])
             os.closerange(pass_fds[0] + 1, 1024)
-            sys.argv = ["src.worker", *command[-2:]]
-            _end(worker.main)
+            sys.argv = ["src.jobs.template", *command[-2:]]
+            _end(template.main)
 
     def _forked(self) -> bool:
         sys.stdout.flush()

@@ -17,19 +17,23 @@ from conftest import ROOT, TINY_OVERRIDES, command, draw_prompts, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import advise as command_line
+from src.advise import __main__ as command_line
+from src.advise import calibrate, choosing, cost
+from src.advise.choosing import Choice
+from src.advise.cost import CostModel, Sample, fit
+from src.advise.settings import COMPOSED
 from src.cli import UserError
 from src.config import Config
-from src.measure import advice, calibrate, cost
-from src.measure.advice import Choice
-from src.measure.cost import TERMS, CostModel, Sample, fit, layout_of, memory_bytes, work_of
-from src.measure.estimate import Shape
 from src.measure.plan import prepare
 from src.measure.process import CpuUse
 from src.measure.timer import NoTimer
-from src.prefill.attention import plan_segments
-from src.prefill.methods import METHODS, How, make_engine
-from src.prefill.packing import first_fit_decreasing as ffd
+from src.measure.work import TERMS, layout_of, memory_bytes, work_of
+from src.prefilling.attention import plan_segments
+from src.prefilling.engines import make_engine
+from src.prefilling.method import PrefillOptions
+from src.prefilling.methods import METHODS
+from src.prefilling.packing import first_fit_decreasing as ffd
+from src.prefilling.shape import Shape
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 NAMES = list(TERMS)
@@ -76,7 +80,7 @@ def test_less_padding_is_less_work(lengths: list[int]) -> None:
 @pytest.mark.parametrize("method", MODELLED, ids=lambda method: method.name)
 def test_the_work_is_what_the_method_computes(method: object) -> None:
     model, lengths = tiny_model(), [9, 120, 3, 3, 50, 70]
-    done = make_engine(model, method, How()).prefill(draw_prompts(lengths), NoTimer())  # type: ignore[arg-type]
+    done = make_engine(model, method, PrefillOptions()).prefill(draw_prompts(lengths), NoTimer())  # type: ignore[arg-type]
     rows, width = layout_of(method, lengths, ffd)  # type: ignore[arg-type]
     assert rows * width == done.computed_tokens
     shape = Shape.of(model.config)
@@ -150,30 +154,30 @@ FOUND = [
 
 
 def test_the_smallest_batches_within_five_percent_are_advised_and_never_an_oracle_unasked() -> None:
-    chosen, words = advice.advise(FOUND, offline=False, memory_mb=None)
+    chosen, words = choosing.advise(FOUND, offline=False, memory_mb=None)
     assert (chosen.method.name, chosen.batch_size) == ("prepacking", 32)
     assert "prepacking with batch_size=32" in words
     assert "5.00x [4.76, 5.26]" in words
     assert (
         "Batches of 64 would serve 3.0% more prompts a second, but a first token would wait 0.64 s, not 0.33 s" in words
     )
-    chosen, words = advice.advise(FOUND, offline=True, memory_mb=None)
+    chosen, words = choosing.advise(FOUND, offline=True, memory_mb=None)
     assert (chosen.method.name, chosen.batch_size) == ("length-ordered", 8)
     assert "needs the whole dataset" in words
 
 
 def test_what_needs_more_memory_is_not_advised() -> None:
-    chosen, _ = advice.advise(FOUND, offline=False, memory_mb=20)
+    chosen, _ = choosing.advise(FOUND, offline=False, memory_mb=20)
     assert (chosen.method.name, chosen.batch_size) == ("prepacking", 8)
     with pytest.raises(UserError, match="give 10 or more"):
-        advice.advise(FOUND, offline=False, memory_mb=5)
+        choosing.advise(FOUND, offline=False, memory_mb=5)
 
 
 def test_methods_that_the_model_cannot_tell_apart_are_named() -> None:
     rival = choice("padding-free", 32, 10.4, 4.9)
-    assert "does not tell it from padding-free" in advice.advise([*FOUND, rival], False, None)[1]
+    assert "does not tell it from padding-free" in choosing.advise([*FOUND, rival], False, None)[1]
     slow = [choice("full-batching", 8, 10, 1.0), choice("prepacking", 8, 20, 0.5)]
-    assert "no other method is expected to be faster" in advice.advise(slow, False, None)[1]
+    assert "no other method is expected to be faster" in choosing.advise(slow, False, None)[1]
 
 
 def test_a_calibration_takes_the_time_it_is_given_and_is_written_whole(
@@ -221,7 +225,7 @@ def test_a_machine_too_slow_for_the_time_is_told_so(
         calibrate.calibrate(calibrate.Bench(tiny_model(), plan), plan, Shape.of(plan.source.config), 5.0)
 
 
-TINY = [each for each in TINY_OVERRIDES if each.split("=")[0].lstrip("+").split(".")[0] in command_line.COMPOSED]
+TINY = [each for each in TINY_OVERRIDES if each.split("=")[0].lstrip("+").split(".")[0] in COMPOSED]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -275,7 +279,7 @@ def test_help_lists_the_settings_without_loading_torch() -> None:
     done = command("src.advise", "--help")
     assert done.returncode == 0
     assert "calibration_s=60" in done.stdout
-    code = "import sys, src.advise; sys.exit('torch' in sys.modules)"
+    code = "import sys, src.advise.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

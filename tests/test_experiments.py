@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,25 @@ from conftest import TINY_OVERRIDES
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src import largest_batch, paper
-from src.config import CONFIG_DIR, compose
+from src import paper
+from src.compose import compose
+from src.config import CONFIG_DIR
+from src.interval import Interval
+from src.jobs import largest_batch
+from src.jobs.experiments import experiments, small, sweep
+from src.jobs.reproducing import SEARCHED
 from src.measure.plan import prepare
-from src.measure.records import Record
-from src.measure.row import Row
-from src.measure.runner import run
-from src.report import aggregate
-from src.report.build import SECTIONS, build
-from src.report.section import VERDICTS, Section
-from src.report.select import CLOSE, judged, one_kind
-from src.report.tables import WIDEST
-from src.reproduce import SEARCHED
-from src.sweeps import experiments, small, sweep
+from src.measure.runner import measure as run
+from src.records import store
+from src.records.row import Row
+from src.records.store import Record
+from src.report.build import build
+from src.report.cells import WIDEST, number_in
+from src.report.claims import CLOSE, judged
+from src.report.section import VERDICTS, Section, make, modules, name_of
+from src.report.select import one_kind
 
+WITHOUT_A_PLACE = {"bench_today", "bench_traces", "scaling"}  # in make reproduce
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
 SMALL = {
@@ -37,7 +43,7 @@ SMALL = {
     "generation": ["protocol=modern generate_tokens=4"],
     "today": ["methods=[full-batching,length-ordered,prepacking,padding-free] ideal=true batch_size=4"],
     "traces": ["dataset.max_tokens=64 batch_size=4"],
-    "faults": ["quirks=[]", "quirks=[divide-twice]"],
+    "faults": ["faults=[]", "faults=[divide-twice]"],
     "scaling": ["batch_size=4", "batch_size=16"],
 }
 
@@ -52,12 +58,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
             if name == "scaling":
                 overrides.append("num_prompts=${batch_size}")
             run(prepare(compose([*overrides, f"results_dir={results}", *one.split()])[0]))
-    return [record for group in aggregate.comparisons(results) for record in group.shown]
+    return list(store.read_all(results))
 
 
 @pytest.fixture(scope="module")
 def sections(records: list[Record]) -> dict[str, Section]:
-    made = {section.name: section for section in (make(records) for make in SECTIONS)}
+    made = {name_of(module): make(module, records) for module in modules()}
     yield made  # type: ignore[misc]
     plt.close("all")
 
@@ -71,7 +77,7 @@ def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
         assert config.model.name.startswith("llama-" if scale == "cpu" else ("llama2-", "mistral-"))
         if scale == "cpu":
             assert config.num_prompts <= 320
-            assert config.dataset.source == "profile" or name in {"bench", "scaling"}
+            assert config.dataset.source == "profile" or name in WITHOUT_A_PLACE
     assert len(runs) == len({tuple(one) for one in runs})
 
 
@@ -83,24 +89,25 @@ def test_a_smoke_run_is_one_comparison_of_a_few_prompts(name: str, scale: str) -
     assert (config.num_prompts, config.batch_size, config.repeats, config.dataset.source) == (8, 4, 2, "profile")
     assert config.isolate == (scale == "gpu")  # as in earnest, where a process opens the GPU
     assert config.model.name == ("llama-110m" if scale == "gpu" else whole.model.name)
-    same = ("methods", "method", "metric", "protocol", "loadbit", "quirks", "generate_tokens", "ideal")
+    same = ("methods", "method", "metric", "protocol", "loadbit", "faults", "generate_tokens", "ideal")
     assert [getattr(config, key) for key in same] == [getattr(whole, key) for key in same]
     assert config.results_dir == "nowhere"
 
 
 def test_make_reproduce_knows_every_experiment_but_those_with_a_command_of_their_own() -> None:
-    assert set(NAMES) - set(experiments()) == {"bench", "scaling"}
+    assert set(NAMES) - set(experiments()) == WITHOUT_A_PLACE
     assert SEARCHED in experiments()
     assert experiments()[:3] == ("readme_table", "today", "traces")  # what tells most comes first
 
 
-@pytest.mark.parametrize("name", [make.__name__ for make in SECTIONS if make.__name__ != "largest_batch"])
+SECTIONS = [name_of(module) for module in modules()]
+
+
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name != "largest_batch"])
 def test_a_section_shows_what_was_measured(name: str, sections: dict[str, Section], records: list[Record]) -> None:
     section, known = sections[name], {record.row.run_id for record in records}
-    assert section.table.body, "nothing to show"
-    for cells in section.table.body:
-        assert len(cells) == len(section.table.header)
-    assert len(section.table.records) == len(section.table.body)
+    assert len(section.table), "nothing to show"
+    assert len(section.table.records) == len(section.table)
     assert all(set(sources) <= known and sources for sources in section.table.records)
     assert all(claim.verdict in VERDICTS and claim.verdict != "not run" for claim in section.claims)
     assert all(claim.why for claim in section.claims if claim.verdict == "differs")
@@ -108,29 +115,40 @@ def test_a_section_shows_what_was_measured(name: str, sections: dict[str, Sectio
 
 
 def test_the_speedup_is_the_product_of_its_factors(sections: dict[str, Section]) -> None:
-    for cells in sections["speedup_by_batch_size"].table.body:
-        tokens, rate, share = map(float, cells[4:7])
-        assert float(cells[3].split("x")[0]) == pytest.approx(tokens * rate * share, rel=0.05, abs=0.05)
+    for _, cells in sections["speedup_by_batch_size"].table.frame.iterrows():
+        tokens, rate, share = cells.iloc[4:7]
+        assert number_in(cells["Speedup"]) == pytest.approx(tokens * rate * share)
 
 
 def test_the_papers_figures_stand_beside_ours(sections: dict[str, Section]) -> None:
-    table = sections["speedup_by_batch_size"].table
-    at_16 = next(cells for cells in table.body if cells[0] == "mmlu" and cells[2] == "16")
-    assert at_16[table.header.index("Paper: speedup")] == "3.33x"
-    readme = sections["readme_table"].table
-    packed = next(cells for cells in readme.body if cells[:2] == ["prepacking", "Prefill"])
-    assert packed[-1] == "5.21x"
+    frame = sections["speedup_by_batch_size"].table.frame.set_index(["Dataset", "Batch"])
+    assert frame.loc[("mmlu", 16), "Paper: speedup"] == pytest.approx(3.33, abs=0.005)
+    readme = sections["readme_table"].table.frame.set_index(["Method", "Metric"])
+    assert readme.loc[("prepacking", "Prefill"), "Paper: speedup"] == pytest.approx(5.21, abs=0.005)
     assert paper.find("speedup_predictors", "r_squared", predictor="r/k") == 0.92
 
 
-@pytest.mark.parametrize("make", SECTIONS, ids=lambda make: make.__name__)
-def test_what_was_not_run_is_said_and_not_drawn(make: Any) -> None:
-    section = make([])
-    assert section.name == make.__name__
-    assert not section.table.body
+@pytest.mark.parametrize("module", modules(), ids=name_of)
+def test_what_was_not_run_is_said_and_not_drawn(module: Any) -> None:
+    section = make(module, [])
+    assert section.name == name_of(module)
+    assert not len(section.table)
     assert section.figure is None
     assert all(claim.verdict == "not run" and claim.why for claim in section.claims)
-    assert section.claims or section.notes or section.name == "faults"
+    assert section.claims or section.notes
+
+
+def test_every_section_is_of_an_experiment_and_takes_the_records_of_experiments() -> None:
+    named = {compose([f"experiment={name}"])[0].experiment for name in NAMES}
+    for module in modules():
+        assert name_of(module) in NAMES
+        assert set(getattr(module, "TAKES", [name_of(module)])) <= named
+    assert {name_of(module) for module in modules()} >= named
+
+
+def test_a_record_of_another_experiment_is_in_no_section(records: list[Record]) -> None:
+    others = [replace(record, row=replace(record.row, experiment=None)) for record in records]
+    assert not any(len(make(module, others).table) for module in modules())
 
 
 def test_a_failure_is_shown_and_not_dropped(records: list[Record]) -> None:
@@ -143,10 +161,10 @@ def test_a_failure_is_shown_and_not_dropped(records: list[Record]) -> None:
             record.row.seconds_per_batch_mean = record.row.seconds_per_prompt_mean = None
             record.row.peak_memory_mb = None
         record.row.speedup_over_full_batching = None
-    for make in SECTIONS:
-        section = make(broken)
-        shown = " ".join(cell for cells in section.table.body for cell in cells) + " ".join(section.notes)
-        if make.__name__ in {"readme_table", "time_by_dataset", "dataset_level", "speedup_by_batch_size"}:
+    for module in modules():
+        section = make(module, broken)
+        shown = " ".join(cell for cells in section.table.texts() for cell in cells) + " ".join(section.notes)
+        if name_of(module) in {"readme_table", "time_by_dataset", "dataset_level", "speedup_by_batch_size"}:
             assert "oom" in shown
     plt.close("all")
 
@@ -167,7 +185,7 @@ def test_a_figure_agrees_where_it_is_close_or_its_interval_holds_the_papers(
     ours: float, published: float, width: float
 ) -> None:
     row = Row(model="llama-15m", device_name="some CPU")
-    claim = judged("", row, ours, published, interval=(ours - width, ours + width))
+    claim = judged("", row, Interval(ours, ours - width, ours + width), published)
     told = ours + width <= WIDEST * (ours - width)  # a wider interval would hold any figure
     near = abs(ours / published - 1) <= CLOSE or (told and abs(ours - published) <= width)
     assert claim.verdict == ("agrees" if near else "differs")

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT
 
 from src.cli import UserError
-from src.measure.records import Record, read_all
-from src.prefill import methods
-from src.prefill.methods import Method
+from src.prefilling import methods
+from src.prefilling.method import Method
+from src.records.store import Record, read_all
 from src.report.build import build
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -36,12 +36,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
     for name in ("src", "configs", "results/paper"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
-        "src/prefill/added/longest_first.py",
-        "src/prefill/added/one_by_one.py",
+        "src/prefilling/added/longest_first.py",
+        "src/prefilling/added/one_by_one.py",
         "src/workload/length_profiles/chat.csv",
         "configs/dataset/chat.yaml",
         "configs/model/llama-tiny.yaml",
         "configs/experiment/chat_today.yaml",
+        "src/report/sections/chat_today.py",
     ):
         assert not (tree / name).exists()
         (tree / name).write_text(example(name), encoding="utf-8")
@@ -52,7 +53,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
         cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return tree / "here", [record for _, record in read_all(tree / "here")]
+    return tree / "here", [record for record in read_all(tree / "here")]
 
 
 @pytest.mark.slow
@@ -77,15 +78,33 @@ def test_its_records_are_reported_also_where_the_method_is_not(measured: tuple[P
     assert "| one-by-one" in summary
 
 
+@pytest.mark.slow
+def test_an_experiments_section_is_found_by_its_file_and_takes_its_records(measured: tuple[Path, list[Record]]) -> None:
+    results, records = measured
+    assert {record.row.experiment for record in records} == {"chat_today"}
+    done = subprocess.run(
+        [sys.executable, "-m", "src.report", "results_dir=here"], cwd=results.parent,
+        env=os.environ | {"PYTHONPATH": str(results.parent)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (results / "report" / "chat_today.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "Method,Batch,Speedup,records"
+    assert len(lines) == 1 + len(records)
+    page = (results / "report" / "report.html").read_text(encoding="utf-8")
+    assert "No method computes more than full-batching" in page
+    summary = (results / "report" / "summary.md").read_text(encoding="utf-8")
+    assert "## Our chats, " in summary
+
+
 @pytest.mark.parametrize("content", [{}, {"METHOD": "half-done"}, {"METHOD": Method("done")}])
 def test_a_file_that_holds_no_method_of_its_name_is_named(
     content: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("half_done")
     vars(module).update(content)
-    monkeypatch.setitem(sys.modules, "src.prefill.added.half_done", module)
+    monkeypatch.setitem(sys.modules, "src.prefilling.added.half_done", module)
     with pytest.raises(
-        UserError, match=r"^src/prefill/added/half_done\.py: .*; give it METHOD = Method\('half-done', …\)"
+        UserError, match=r"^src/prefilling/added/half_done\.py: .*; give it METHOD = Method\('half-done', …\)"
     ):
         methods._added("half-done")
     monkeypatch.setattr(module, "METHOD", Method("half-done", rows="bin"), raising=False)

@@ -10,14 +10,19 @@ import pytest
 from PIL import Image
 
 from src import stats
-from src.measure.records import Record
-from src.measure.row import Row
-from src.report import compare_plot, experiments, plots, today
+from src.compare import plot as compare_plot
+from src.compare.sources import Entry
+from src.records.row import Row
+from src.records.store import Record
+from src.report import methods_as_ratios, plots
 from src.report.build import build
-from src.report.sources import Entry
-from src.report.tables import comparison_table, title, with_interval
+from src.report.cells import estimate
+from src.report.comparison import comparison_table
+from src.report.sections import dataset_level
+from src.report.words import title
 
 Measure = Callable[..., list[Record]]
+NAN = float("nan")
 
 
 def a_row(method: str, **changes: Any) -> Row:
@@ -41,17 +46,18 @@ def test_an_interval_that_is_cut_or_missing_is_marked_and_explained_once() -> No
     """A bar without an interval looked the most certain, and one that was cut as if it ended there."""
     figure, (panel, other) = plots.plt.subplots(1, 2)
     for one in (panel, other):
-        plots.whisker(one, 0, 1.0, 0.5, 9.0)
-        plots.whisker(one, 1, 1.0, None, None)
-        plots.whisker(one, 2, 1.0, 0.001, 5.0)  # too wide to tell anything
-        plots.whisker(one, 3, 1.0, 0.9, 1.1)
+        plots.whisker(one, 0, stats.Interval(1.0, 0.5, 9.0))
+        plots.whisker(one, 1, stats.Interval(1.0, NAN, NAN))
+        plots.whisker(one, 2, stats.Interval(1.0, 0.001, 5.0))  # too wide to tell anything
+        plots.whisker(one, 3, stats.Interval(1.0, 0.9, 1.1))
+        plots.whisker(one, 4, None)
         one.set_ylim(0, 2)
         plots.finish_axes(one)
     assert marks_of(panel) == [("^", 0, 2), ("o", 1, 1), ("o", 2, 1)]
     assert figure.get_supxlabel() == "○: no interval; arrow: the interval goes on"
     plots.plt.close(figure)
     figure, panel = plots.plt.subplots()
-    plots.whisker(panel, 0, 5.0, 1.0, 6.0, across=True)
+    plots.whisker(panel, 0, stats.Interval(5.0, 1.0, 6.0), across=True)
     panel.set_xlim(2, 10)
     plots.finish_axes(panel)
     assert marks_of(panel) == [("<", 2, 0)]
@@ -76,16 +82,15 @@ def test_a_legend_has_every_method_failed_ones_and_those_of_other_panels_too() -
         16: {"full-batching": a_row("full-batching", batch_size=16),
              "vllm": a_row("vllm", status="oom", seconds_per_batch_mean=None, batch_size=16)},
     }  # fmt: skip
-    figure = today._figure(
-        [rows, {8: {"full-batching": a_row("full-batching"), "length-ordered": a_row("length-ordered")}}]
-    )
+    others = {name: a_row(name, forward="transformers") for name in ("full-batching", "length-ordered")}
+    figure = methods_as_ratios.figure([*rows.values(), others])
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["prepacking", "full-batching", "length-ordered", "vllm"]
     titles = [panel.get_title(loc="left") for panel in figure.axes if panel.get_title(loc="left")]
     assert titles == [
         "TTFT, mmlu, tiny, float32, protocol modern, prompts of up to 0 tokens",
-        "TTFT, mmlu, tiny, float32, batches of 8, protocol modern, prompts of up to 0 tokens",
+        "TTFT, mmlu, tiny, float32, batches of 8, protocol modern, prompts of up to 0 tokens, forward of transformers",
     ]
     plots.plt.close(figure)
 
@@ -149,7 +154,8 @@ def test_tables_compare_by_the_prompt_where_batches_differ() -> None:
 def test_an_interval_is_shown_with_the_digits_that_tell_its_ends_apart(
     value: float, low: float | None, high: float | None, shown: str
 ) -> None:
-    assert with_interval(value, low, high) == shown
+    ends = (NAN, NAN) if low is None or high is None else (low, high)
+    assert estimate()(stats.Interval(value, *ends)) == shown
 
 
 def test_no_line_below_a_table_begins_with_a_sign_that_markdown_takes(measure: Measure, tmp_path: Path) -> None:
@@ -167,4 +173,4 @@ def test_a_title_says_whose_token_lengths_they_are(profile: str, kind: str) -> N
 
 
 def test_a_tolerance_is_told() -> None:
-    assert "(within 2 %)" in experiments.dataset_level([]).claims[0].text
+    assert "(within 2 %)" in dataset_level.claims({})[0].text

@@ -14,13 +14,15 @@ from conftest import TINY_OVERRIDES, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import apart, largest_batch, reproduce
+from src import reproduce
 from src.cli import UserError
-from src.config import Config, compose, config_hash
-from src.forecast import FILE, Clock, Forecast, Taken, corrected
-from src.measure import duration, records
+from src.compose import compose
+from src.config import Config, config_hash
+from src.jobs import apart, duration, largest_batch
+from src.jobs.experiments import priority_of
+from src.jobs.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure.plan import Plan, prepare
-from src.sweeps import priority_of
+from src.records import store as records
 
 Call = Callable[..., tuple[int, str, str]]
 PARTS = st.floats(0.5, 100)
@@ -130,21 +132,21 @@ def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         common = [*TINY_OVERRIDES, *overrides, "method=full-batching"]
         return [[*common, f"batch_size={size}", f"++priority.any={places[size]}"] for size in (2, 3, 4)]
 
-    def measure(config: Config, at_most_s: float | None = None) -> int:
+    def measure(config: Config, plan: Plan, at_most_s: float | None = None) -> int:
         takes = state["seconds"][config.batch_size] * state["longer"]
         state["measured"].append(config.batch_size)
         if at_most_s is not None and takes > at_most_s:
             state["left"] -= at_most_s
             return apart.BROKEN_OFF
         state["left"] -= takes
-        return state.get("code") or real(config)
+        return state.get("code") or real(config, plan)
 
     def estimate(_: Forecast, plan: Plan, times: float = 1.0) -> float:
         return float(state["seconds"][plan.config.batch_size])
 
     monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model())
-    monkeypatch.setattr("src.sweeps.sweep", sweep)
-    monkeypatch.setattr("src.agenda.run_apart", measure)
+    monkeypatch.setattr("src.jobs.reproducing.sweep", sweep)
+    monkeypatch.setattr("src.jobs.agenda.run_apart", measure)
     monkeypatch.setattr(Forecast, "seconds", estimate)
     monkeypatch.setattr(Forecast, "report_s", 1.0)
     monkeypatch.setattr(Clock, "left_s", property(lambda _: state["left"]))

@@ -11,9 +11,11 @@ import torch
 from conftest import FAMILIES, draw_prompts, tiny_model
 
 from src.measure import runner
-from src.measure.records import Record
 from src.measure.verify import Verification, verify
-from src.prefill.methods import METHODS, How, make_engine
+from src.prefilling.engines import make_engine
+from src.prefilling.method import PrefillOptions
+from src.prefilling.methods import METHODS
+from src.records.store import Record
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
 LOCAL = sorted(name for name, method in METHODS.items() if not method.serves)
@@ -29,7 +31,7 @@ def check(
     prompts: Any = None,
 ) -> Verification:
     """Verify a method whose prefill is changed by ``change``."""
-    engine = make_engine(MODELS[family], METHODS[method], How(protocol=protocol))
+    engine = make_engine(MODELS[family], METHODS[method], PrefillOptions(protocol=protocol))
     real = engine.prefill
     engine.prefill = lambda *arguments: change(real(*arguments))  # type: ignore[method-assign]
     return verify(MODELS[family], [(prompts or draw_prompts(LENGTHS), None)], engine, "none", tokens)
@@ -124,8 +126,8 @@ def test_the_row_says_how_much_was_generated_and_a_wrong_method_is_not_timed(
 ) -> None:
     real = runner.make_engine
 
-    def make(model: Any, method: Any, how: Any) -> Any:
-        engine = real(model, method, how)
+    def make(model: Any, method: Any, options: Any) -> Any:
+        engine = real(model, method, options)
         if method.name == "full-batching":
             prefill = engine.prefill
             engine.prefill = lambda *arguments: pads_seen(prefill(*arguments))  # type: ignore[method-assign]

@@ -8,34 +8,40 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import FAMILIES, ROOT
 
-from src.config import CONFIG_DIR, METHODS, compose
-from src.measure.records import Record
-from src.measure.row import COLUMNS
-from src.prefill import methods, packing
+from src.compose import compose
+from src.config import CONFIG_DIR, METHODS
+from src.prefilling import methods, packing
+from src.records.row import COLUMNS
+from src.records.store import Record
 from src.workload.prompts import PROFILE_DIR
 
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
-    "cli": 0, "stats": 0, "config": 1, "hub": 1, "workload": 2, "prefill": 3, "measure": 4, "report": 5,
-    "places": 0, "completion": 2, "sweeps": 2, "forecast": 5,
-    "paper": 1, "worker": 6, "apart": 7, "cluster": 8, "largest_batch": 9, "run": 9, "advise": 9, "compare": 9,
-    "agenda": 10, "reproduce": 11,
+    "places": 0, "interval": 0, "stats": 1, "cli": 1, "config": 2, "hub": 2, "paper": 2, "provenance": 2, "compose": 3,
+    "workload": 3, "prefilling": 4, "records": 5, "measure": 6, "report": 7, "compare": 8, "jobs": 8, "advise": 8,
+    "run": 9, "reproduce": 9, "__main__": 10,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
 def imports_of(path: Path) -> set[str]:
-    found = set()
+    """The modules that a file imports, those of the project as ``src.…``."""
+    found, package = set(), path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" if node.module == "src" else node.module for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [above, node.module]))
+            of_package = module == "src" or not node.module
+            found |= {f"{module}.{alias.name}" if of_package else module for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
@@ -52,8 +58,47 @@ def test_a_file_imports_only_from_floors_below(path: Path) -> None:
             assert room == parts[0] or FLOORS[room] < FLOORS[parts[0]], f"{path} imports {module}"
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES}
+    modules = set(files.values())
+    needs = {}
+    for path, name in files.items():
+        found = imports_of(path) | named_in(path)
+        needs[name] = {module for module in found if module in modules}
+    order = TopologicalSorter(needs)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def named_in(path: Path) -> set[str]:
+    """Modules that a file takes from a package, as in ``from ..measure import machine``."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = ".".join(filter(None, [*package[: len(package) - node.level + 1], node.module]))
+            found |= {f"{above}.{alias.name}" for alias in node.names}
+    return found
+
+
+# Each spares a command seconds before it has anything to do, or may fail for a reason that has to be said in a line.
+LATE_IMPORTS = {
+    "__init__.py", "advise/__main__.py", "compare/__main__.py", "report/__main__.py", "reproduce.py", "jobs/apart.py",
+    "jobs/template.py",
+}  # fmt: skip
+
+
+def test_files_import_the_projects_own_at_the_top_but_for_one_import_in_each_command() -> None:
+    late = Counter()
+    for path in SOURCES:
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                own = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom) and node.level]
+                late[path.relative_to(ROOT / "src").as_posix()] += len(own)
+    assert {name: count for name, count in late.items() if count} == dict.fromkeys(LATE_IMPORTS, 1)
+
+
 @pytest.mark.parametrize(
-    "name", ["prefill/packing.py", "workload/batches.py", "workload/prompts.py", "stats.py", "config.py"]
+    "name", ["prefilling/packing.py", "workload/batches.py", "workload/prompts.py", "stats.py", "config.py"]
 )
 def test_files_that_need_no_torch_import_none(name: str) -> None:
     assert not {

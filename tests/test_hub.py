@@ -26,9 +26,10 @@ SHORT = [*TINY_OVERRIDES, "repeats=1", "warmup=0", "verify_batches=1", "num_prom
 # Measures for each line of settings that comes in: a process of its own for each would mostly import.
 SEVERAL = """
 import contextlib, copy, io, json, os, sys, time
-from src import cli, config, hub, worker
+from src import cli, compose, hub
+from src.jobs import worker
 common, cases = json.load(sys.stdin)
-base = config.compose(common)[0]
+base = compose.compose(common)[0]
 for typed, environment in cases:
     cli.warn.cache_clear()
     os.environ.update(environment)
@@ -41,7 +42,7 @@ for typed, environment in cases:
     start, err = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         try:
-            code = worker.measure(asked)
+            code = worker.measure_and_print(asked)
         except cli.BAD_INPUT as error:
             code = cli.report(error)
     print(json.dumps([code, err.getvalue(), time.perf_counter() - start]))

@@ -14,23 +14,31 @@ from conftest import TINY_OVERRIDES, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import agenda, reproduce, stats
+from src import compose as composing
+from src import config as settings
+from src import places, stats
 from src.cli import UserError
-from src.config import Config, ModelConfig, compose
-from src.measure import machine, records
-from src.measure.fitting import skip_dominated
+from src.compare import pairs
+from src.compare.sources import read_source
+from src.compose import compose
+from src.config import Config, ModelConfig
+from src.jobs import agenda
+from src.jobs.experiments import experiments, sweep
+from src.jobs.reproducing import SEARCHED
+from src.measure import machine
+from src.measure.memory_checks import skip_dominated
+from src.measure.outcome import Run
 from src.measure.plan import prepare
-from src.measure.records import Record
-from src.measure.row import HOW, MACHINE, WORK, Row, parts
-from src.measure.runner import run
-from src.measure.summary import to_records
-from src.prefill import identity
-from src.prefill.models import find_model
-from src.report import aggregate, pairs
+from src.measure.rows import to_records
+from src.measure.runner import measure as run
+from src.prefilling import identity
+from src.prefilling.models import find_model
+from src.records import groups as aggregate
+from src.records import store as records
+from src.records.row import COLUMNS, FIGURE, HOW, MACHINE, PROVENANCE, SETTING, WORK, Row, key, parts
+from src.records.store import Record
 from src.report.build import build, sections_of
-from src.report.sources import read_source
-from src.report.tables import comparison_table
-from src.sweeps import experiments, sweep
+from src.report.comparison import comparison_table
 
 Measure = Callable[..., list[Record]]
 
@@ -61,7 +69,7 @@ def test_models_in_folders_of_one_name_are_told_apart(saved: Callable[..., Path]
     small, large = saved("a/final"), saved("b/final", num_hidden_layers=4)
     of_folder(small, tmp_path / "r", "method=prepacking")
     of_folder(large, tmp_path / "r", "method=full-batching")
-    found = aggregate.comparisons(tmp_path / "r")
+    found = aggregate.comparisons(records.read_all(tmp_path / "r"))
     assert [[row.method for row in each.rows] for each in found] in (
         [["prepacking"], ["full-batching"]], [["full-batching"], ["prepacking"]],
     )  # fmt: skip
@@ -96,13 +104,13 @@ def test_a_models_identity_is_its_content_whatever_it_is_called(saved: Callable[
 
 @given(st.integers(0, 99), st.data())
 def test_a_large_weight_file_is_told_apart_by_samples(place: int, data: st.DataObject) -> None:
-    """Every piece that is sampled counts, and so does the size."""
+    """Every sample that is sampled counts, and so does the size."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity, "WHOLE", 1000)
-        patch.setattr(identity, "PIECE", 10)
-        patch.setattr(identity, "PIECES", 99)
+        patch.setattr(identity, "SAMPLE", 10)
+        patch.setattr(identity, "SAMPLES", 99)
         folder = Path(name)
         (folder / "config.json").write_text("{}", encoding="utf-8")
         content = bytearray(data.draw(st.binary(min_size=2000, max_size=2000)))
@@ -127,10 +135,12 @@ def test_threads_make_another_measurement_with_no_ratio_between(measure: Measure
     torch.set_num_threads(2)
     (two,) = measure("method=full-batching")
     assert two.row.torch_threads == 2
-    found = aggregate.comparisons(tmp_path / "results")
+    found = aggregate.comparisons(records.read_all(tmp_path / "results"))
     assert len(found) == 2
     assert {row.speedup_over_full_batching for each in found for row in each.rows} == {None, 1.0}
-    assert sorted(sections_of(found)) == [f"{two.row.device_name}, torch threads {count}" for count in (1, 2)]
+    assert sorted(sections_of([*records.read_all(tmp_path / "results")])) == [
+        f"{two.row.device_name}, torch threads {count}" for count in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,14 +166,14 @@ def test_everything_that_computes_is_kept_apart(name: str, measure: Measure, tmp
     (second,) = measure("method=full-batching")
     setattr(second.row, name, 7 if name == "torch_threads" else "another")
     records.write(second, tmp_path / "results")
-    assert len(aggregate.comparisons(tmp_path / "results")) == 2
+    assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 2
     assert first.row.speedup_over_full_batching is None
 
 
 def test_two_token_budgets_are_two_rows(measure: Measure, tmp_path: Path) -> None:
     for budget in (64, 128, "null"):
         measure("methods=[prepacking,full-batching]", f"max_tokens_per_forward={budget}")
-    found = aggregate.comparisons(tmp_path / "results")
+    found = aggregate.comparisons(records.read_all(tmp_path / "results"))
     assert sorted(str(each.rows[0].max_tokens_per_forward) for each in found) == ["128", "64", "None"]
     assert [len(each.rows) for each in found] == [2, 2, 2]
 
@@ -172,7 +182,7 @@ def test_two_attention_kernels_of_one_method_are_two_rows(measure: Measure, tmp_
     (made,) = measure("method=prepacking")
     other = dataclasses.replace(made.row, run_id="other", comparison_id="other", attention_kernel="math")
     records.write(dataclasses.replace(made, row=other), tmp_path / "results")
-    (found,) = aggregate.comparisons(tmp_path / "results")
+    (found,) = aggregate.comparisons(records.read_all(tmp_path / "results"))
     assert sorted(str(row.attention_kernel) for row in found.rows) == sorted([str(made.row.attention_kernel), "math"])
 
 
@@ -183,9 +193,9 @@ def test_memory_that_ran_out_for_another_model_of_the_name_is_not_held_against_t
     for model_hash, status in (("another", "ok"), (made.row.model_hash, "skipped")):
         row = dataclasses.replace(made.row, run_id="smaller", status="oom", batch_size=2, model_hash=model_hash)
         records.write(dataclasses.replace(made, row=row), tmp_path / "results")
-        plan = prepare(tiny_config("method=prepacking"))
-        skip_dominated(plan)
-        assert plan.outcomes[0].status == status
+        run = Run(prepare(tiny_config("method=prepacking")))
+        skip_dominated(run)
+        assert run.outcomes[0].status == status
 
 
 def test_what_is_asked_is_part_of_what_is_the_same(measure: Measure, tmp_path: Path) -> None:
@@ -196,20 +206,51 @@ def test_what_is_asked_is_part_of_what_is_the_same(measure: Measure, tmp_path: P
         other = dataclasses.replace(made.row, run_id=f"other-{name}", comparison_id=f"other-{name}")
         setattr(other, name, 77 if "int" in str(kind) else "another")
         records.write(dataclasses.replace(made, row=other), tmp_path / "results")
-    assert len(aggregate.comparisons(tmp_path / "results")) == 1 + len(parts(WORK))
+    assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 1 + len(parts(WORK))
+
+
+def test_a_new_setting_keeps_records_apart_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line adds it. Nobody has to think of the report, of comparing, of resuming or of what is dominated."""
+
+    @dataclasses.dataclass
+    class Wider(Config):
+        tile: int = 64
+
+    for module in (settings, composing):
+        monkeypatch.setattr(module, "Config", Wider)
+    for tile in ("64", "128"):
+        made = compose([*TINY_OVERRIDES, f"results_dir={tmp_path / tile}", f"tile={tile}", "method=prepacking"])[0]
+        run(prepare(made))
+    rows = [record.row for record in records.read_all(tmp_path)]
+    assert sorted(str(row.other_settings) for row in rows) == ["None", "tile=128"], "the default is as before it was"
+    assert len({row.run_id for row in rows}) == 2
+    assert len(aggregate.comparisons(records.read_all(tmp_path))) == 2
+    compared = pairs.compare([read_source("A", str(tmp_path / "64")), read_source("B", str(tmp_path / "128"))])
+    assert not compared.pairs
+    assert {each.reason for each in compared.unmatched} >= {"other_settings: none here, tile=128 there"}
+
+
+def test_every_setting_is_in_the_row_or_says_why_not() -> None:
+    for setting in dataclasses.fields(Config):
+        assert setting.metadata or setting.name in COLUMNS, f"{setting.name} would only be in other_settings"
+
+
+def test_every_column_says_what_it_is() -> None:
+    for column in COLUMNS.values():
+        assert column.kind in {WORK, HOW, MACHINE, SETTING, FIGURE, PROVENANCE}
+        assert column.doc
+        assert not column.unit or column.kind == FIGURE
 
 
 def test_a_ratio_across_runs_is_marked_and_has_the_interval_between_runs(measure: Measure, tmp_path: Path) -> None:
     measure("methods=[full-batching,length-ordered]", "repeats=3")
     measure("methods=[padding-free]", "repeats=3")
-    (found,) = aggregate.comparisons(tmp_path / "results")
+    (found,) = aggregate.comparisons(records.read_all(tmp_path / "results"))
     by_method = {record.row.method: record for record in found.shown}
     alone, base = by_method["padding-free"], by_method["full-batching"]
     assert alone.row.speedup_across_runs
     assert not by_method["length-ordered"].row.speedup_across_runs
-    assert alone.folder
-    assert base.folder
-    wanted = stats.between_runs(*(aggregate.read_seconds(each) for each in (base.folder, alone.folder)), True)
+    wanted = stats.between_runs(base.seconds(), alone.seconds(), True)
     assert (alone.row.speedup_over_full_batching, alone.row.speedup_ci_low) == (wanted.value, wanted.low)
     table = comparison_table(found.rows)
     assert [line.rstrip("| ").endswith("§") for line in table.splitlines() if line.startswith("| padding-free")] == [
@@ -225,7 +266,7 @@ def test_a_table_is_of_one_run_and_a_newer_one_of_fewer_methods_does_not_break_i
     """The baseline of one run stood beside a method of a later one, under "in turns"."""
     whole = measure("methods=[full-batching,prepacking,padding-free]", "metric=ttft")
     later = measure("methods=[prepacking,length-ordered]", "metric=ttft")
-    (found,) = aggregate.comparisons(tmp_path / "results")
+    (found,) = aggregate.comparisons(records.read_all(tmp_path / "results"))
     assert {row.method: row.comparison_id == whole[0].row.comparison_id for row in found.rows} == {
         "full-batching": True, "prepacking": True, "padding-free": True, "length-ordered": False,
     }  # fmt: skip
@@ -236,12 +277,12 @@ def test_a_table_is_of_one_run_and_a_newer_one_of_fewer_methods_does_not_break_i
 
 
 def test_no_section_mixes_runs_and_no_claim_uses_a_ratio_across_them(measure: Measure, tmp_path: Path) -> None:
-    same = ["dataset=mmlu", "dataset.source=profile", "metric=ttft", "ideal=true"]
+    same = ["experiment=today", "scale=cpu", "num_prompts=12", "batch_size=4", "ideal=true"]
     measure("methods=[full-batching,prepacking]", *same)
     measure("methods=[padding-free]", *same)
-    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    (sections,) = sections_of([*records.read_all(tmp_path / "results")]).values()
     today = next(section for section in sections if section.name == "today")
-    assert sorted(row[0] for row in today.table.body) == ["full-batching", "prepacking"]
+    assert sorted(row[0] for row in today.table.texts()) == ["full-batching", "prepacking"]
 
 
 def test_a_record_of_before_these_columns_is_completed_from_what_it_holds() -> None:
@@ -281,7 +322,7 @@ def test_processors_of_one_name_are_told_apart(facts: dict[str, str], name: str)
 
 def test_the_folder_of_a_machine_tells_what_its_name_tells() -> None:
     name = machine.device_name(torch.device("cpu"))
-    assert machine.machine_slug(torch.device("cpu")) == "cpu-" + machine.slug(name)
+    assert machine.machine_slug(torch.device("cpu")) == "cpu-" + places.slug(name)
 
 
 @pytest.mark.parametrize(
@@ -317,32 +358,29 @@ def test_own_lengths_are_judged_by_no_claim_on_mmlu(measure: Measure, tmp_path: 
         "experiment=readme_table", "scale=cpu", f"dataset.profile={tmp_path / 'lengths.csv'}", "dataset.source=profile",
         "num_prompts=62", "batch_size=32", "repeats=1",
     )  # fmt: skip
-    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    (sections,) = sections_of([*records.read_all(tmp_path / "results")]).values()
     assert {claim.verdict for section in sections for claim in section.claims} == {"not run"}
 
 
 def test_prompts_that_were_cut_are_judged_by_no_claim_on_whole_ones(measure: Measure, tmp_path: Path) -> None:
     small = ["experiment=readme_table", "scale=cpu", "num_prompts=64", "batch_size=32", "repeats=1"]
     measure(*small, "dataset.source=profile", "dataset.max_tokens=10")
-    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    (sections,) = sections_of([*records.read_all(tmp_path / "results")]).values()
     assert {claim.verdict for section in sections for claim in section.claims} == {"not run"}
     measure(*small, "dataset.source=profile")
-    (sections,) = sections_of(aggregate.comparisons(tmp_path / "results")).values()
+    (sections,) = sections_of([*records.read_all(tmp_path / "results")]).values()
     assert {claim.verdict for section in sections for claim in section.claims} > {"not run"}
 
 
-def test_what_is_shipped_is_comparable_with_what_the_main_job_measures() -> None:
+def test_what_is_shipped_is_comparable_with_what_the_main_job_measures(tmp_path: Path) -> None:
     """Comparing the one with the other said that nothing could be compared."""
-    runs = {name: sweep(name, ["scale=cpu", "device=cpu", "results_dir=nowhere"]) for name in experiments()}
-    tasks = agenda.tasks_of(runs, reproduce.SEARCHED)
-    columns = (*parts(WORK), *parts(HOW))
-
-    def key(row: Row) -> tuple[object, ...]:
-        return tuple(getattr(row, column) for column in columns)
-
-    shipped = {key(record.row) for _, record in records.read_all(Path(__file__).parents[1] / "results" / "shipped")}
-    rows = [record.row for task in tasks if not task.searches for record in to_records(task.plans[0], {}, {})]
-    missing = [row.run_id for row in rows if key(row) not in shipped and row.method != "vllm"]
+    runs = {name: sweep(name, ["scale=cpu", "device=cpu", f"results_dir={tmp_path}"]) for name in experiments()}
+    tasks = agenda.tasks_of(runs, SEARCHED)
+    shipped = {
+        key(record.row, WORK, HOW) for record in records.read_all(Path(__file__).parents[1] / "results" / "shipped")
+    }
+    rows = [record.row for task in tasks if not task.searches for record in to_records(Run(task.plans[0]), {})]
+    missing = [row.run_id for row in rows if key(row, WORK, HOW) not in shipped and row.method != "vllm"]
     assert len(missing) < len(rows) / 10, missing
 
 

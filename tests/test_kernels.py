@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend
 from src.measure import kernels, runner
 from src.measure.kernels import fastest, ideals, kernels_in, kernels_of
 from src.measure.plan import prepare
-from src.measure.records import Record
 from src.measure.timer import NoTimer
-from src.prefill.modern import Ideal
-from src.report.tables import notes
+from src.prefilling.modern import Ideal
+from src.records.store import Record
+from src.report.words import notes
 
 CPU = torch.device("cpu")
 FLASH_2 = "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128, 64, 4, false, cutlass::bfloat16_t>>"
@@ -134,7 +134,7 @@ def test_a_row_says_where_its_kernel_is_not_the_ideals(
 ) -> None:
     monkeypatch.setattr(kernels, "ideals", lambda model: [Ideal(model, SDPBackend.MATH)])
     plan = prepare(tiny_config("method=full-batching", "ideal=true", "repeats=1"))
-    (record,) = runner.run(plan)
+    (record,) = runner.measure(plan)
     said = "its attention ran on flash (CPU), the ideal's on math"
     assert said in str(record.row.notes).split("; ")
     assert notes([record.row])[-1] == f"note: full-batching: {said}"
@@ -148,6 +148,6 @@ def test_the_profiled_pass_is_not_among_the_timed_ones(
     real_profile, real_timed = kernels.kernels_of, runner._timed_pass
     monkeypatch.setattr(kernels, "kernels_of", lambda *a: (events.append("profiled"), real_profile(*a))[1])
     monkeypatch.setattr(runner, "_timed_pass", lambda *a: (events.append("timed"), real_timed(*a))[1])
-    (record,) = runner.run(prepare(tiny_config("method=prepacking")))
+    (record,) = runner.measure(prepare(tiny_config("method=prepacking")))
     assert events == ["timed"] * 3 + ["profiled"]  # warm-up and two repeats
     assert len(record.samples) == 2 * 3

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
-from src.prefill.attention import independent_mask
-from src.prefill.cache import unpack
-from src.prefill.layout import Layout, left_padded, packed, right_padded
-from src.prefill.packing import first_fit_decreasing
+from src.prefilling.attention import independent_mask
+from src.prefilling.cache import unpack
+from src.prefilling.layout import Layout, left_padded, packed, right_padded
+from src.prefilling.packing import first_fit_decreasing
 
 lengths_of_a_batch = st.lists(st.integers(1, 25), min_size=1, max_size=12)
 

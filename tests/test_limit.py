@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.measure import estimate
-from src.measure.estimate import Shape, matmul_rate
-from src.measure.limit import Rates, copy_bandwidth, least_bytes, least_operations, limit_seconds
-from src.prefill.models import find_model
+from src.measure import rates as estimate
+from src.measure.limit import least_bytes, least_operations, limit_seconds
+from src.measure.rates import Rates, copy_bandwidth, matmul_rate
+from src.prefilling.models import find_model
+from src.prefilling.shape import Shape
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=8)
 # Two layers of hidden size 4, two heads of 2, one head of keys and values, MLP of 3, a vocabulary of 5.
@@ -116,7 +117,8 @@ def test_rates_are_measured_in_bounded_time_also_where_a_type_is_emulated(monkey
 
 
 def test_every_shipped_model_has_a_limit(tiny_config: object) -> None:
-    from src.config import CONFIG_DIR, compose
+    from src.compose import compose
+    from src.config import CONFIG_DIR
 
     for path in sorted((CONFIG_DIR / "model").glob("*.yaml")):
         source = find_model(compose([f"model={path.stem}", "model.weights=random"])[0].model)

@@ -12,18 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src import provenance
 from src.cli import UserError
-from src.config import compose
+from src.compose import compose
+from src.jobs.duration import in_words
 from src.measure import machine
-from src.measure.duration import in_words
-from src.measure.estimate import Shape, matmul_rate
 from src.measure.memory import PeakMemory
 from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
 from src.measure.overhead import sampler_overhead
 from src.measure.process import ProcessCounters
+from src.measure.rates import matmul_rate
 from src.measure.sampler import Sampler
 from src.measure.timer import PhaseTimer
-from src.prefill.models import find_model
+from src.prefilling.models import find_model
+from src.prefilling.shape import Shape
 
 CPU = torch.device("cpu")
 
@@ -263,13 +265,13 @@ def test_rates_and_durations_in_words() -> None:
 
 
 def test_a_tree_without_a_repository_is_of_the_commit_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_git", lambda *_: None)
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)
     assert "git_commit_given" not in machine.manifest(CPU)
-    monkeypatch.setenv(machine.GIVEN_COMMIT, "0123456789" * 4)
+    monkeypatch.setenv(provenance.GIVEN_COMMIT, "0123456789" * 4)
     made = machine.manifest(CPU)
     assert (made["git_commit"], made["git_commit_given"], made["git_dirty"]) == ("0123456789" * 4, True, None)
-    monkeypatch.setattr(machine, "_git", lambda *_: "a" * 40)  # where there is one, it says what it is itself
+    monkeypatch.setattr(provenance, "_git", lambda *_: "a" * 40)  # where there is one, it says what it is itself
     assert machine.manifest(CPU)["git_commit"] == "a" * 40
-    monkeypatch.setenv(machine.GIVEN_COMMIT, "main")
+    monkeypatch.setenv(provenance.GIVEN_COMMIT, "main")
     with pytest.raises(UserError, match="PREPACK_BENCH_COMMIT: 'main'; give the 40 hex digits"):
         machine.manifest(CPU)

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from src.measure import runner
 from src.measure.verify import verify
-from src.prefill import attention, modern, published
-from src.prefill.cache import new_cache
-from src.prefill.layout import Layout
-from src.prefill.methods import METHODS, How, dataset_bins, make_engine
-from src.prefill.packing import PACKINGS, first_fit_decreasing
+from src.prefilling import attention, modern, published
+from src.prefilling.cache import new_cache
+from src.prefilling.engines import make_engine
+from src.prefilling.layout import Layout
+from src.prefilling.method import PrefillOptions, dataset_bins
+from src.prefilling.methods import METHODS
+from src.prefilling.packing import PACKINGS, first_fit_decreasing
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
 LOCAL = sorted(name for name, method in METHODS.items() if not method.serves)  # engines: test_serving, test_vllm
@@ -40,9 +42,9 @@ def alone(model: Any, prompt: np.ndarray) -> tuple[torch.Tensor, Any]:
         return model(torch.from_numpy(prompt)[None], past_key_values=cache).logits[0, -1], cache
 
 
-def assert_as_alone(model: Any, lengths: list[int], method: str, protocol: str, **how: Any) -> None:
+def assert_as_alone(model: Any, lengths: list[int], method: str, protocol: str, **options: Any) -> None:
     prompts = draw_prompts(lengths, seed=len(lengths))
-    done = carry(model, prompts, method, protocol=protocol, **how)
+    done = carry(model, prompts, method, protocol=protocol, **options)
     for number, prompt in enumerate(prompts):
         logits, cache = alone(model, prompt)
         assert torch.allclose(done.logits[number], logits, atol=2e-4, rtol=1e-4)
@@ -178,7 +180,7 @@ def break_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("protocol", ["paper", "modern"])
 def test_verification_finds_what_is_wrong(sabotage: Any, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = MODELS["llama"], draw_prompts([9, 4, 3, 2, 8])
-    engine = make_engine(model, METHODS["prepacking"], How(protocol=protocol))
+    engine = make_engine(model, METHODS["prepacking"], PrefillOptions(protocol=protocol))
     assert verify(model, [(batch, None)], engine, "none").problem is None
     sabotage(monkeypatch)
     assert "differ from the prompt run alone" in verify(model, [(batch, None)], engine, "none").problem
@@ -254,14 +256,14 @@ def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_each_method_is_right_on_a_gpu(family: str, method: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, dtype, initializer_range=0.05, head_dim=8).cuda()
-    engine = make_engine(model, METHODS[method], How())
+    engine = make_engine(model, METHODS[method], PrefillOptions())
     assert ("variable-length" in engine.attention) == (dtype == torch.bfloat16)
     assert verify(model, [(draw_prompts(EDGES["uneven"]), None)], engine, "none").problem is None
 
 
 def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = MODELS["llama"], draw_prompts([9, 4])
-    engine = make_engine(model, METHODS["full-batching"], How())
+    engine = make_engine(model, METHODS["full-batching"], PrefillOptions())
     real = engine.prefill
 
     def shifted(*arguments: Any) -> Any:
@@ -278,7 +280,7 @@ def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch)
 def test_half_precision_passes_verification(dtype: torch.dtype) -> None:
     model = tiny_model("mistral", dtype, initializer_range=0.05)
     for method, protocol in itertools.product([METHODS[name] for name in LOCAL], ["paper", "modern"]):
-        engine = make_engine(model, method, How(protocol=protocol))
+        engine = make_engine(model, method, PrefillOptions(protocol=protocol))
         found = verify(model, [(draw_prompts([9, 4, 1, 7]), None)], engine, "none")
         assert found.problem is None
         assert found.max_rel_diff < 0.05
@@ -299,7 +301,7 @@ def test_what_is_not_finite_is_wrong_though_every_token_is_the_same(method: str,
     model = tiny_model()
     with torch.no_grad():
         model.get_parameter(where).fill_(float("nan"))
-    engine = make_engine(model, METHODS[method], How())
+    engine = make_engine(model, METHODS[method], PrefillOptions())
     assert str(verify(model, [(draw_prompts([9, 4, 7]), None)], engine, "none").problem).startswith(named)
 
 
@@ -307,7 +309,7 @@ def test_an_overflow_of_half_precision_is_wrong() -> None:
     model = tiny_model(dtype=torch.float16)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
-    engine = make_engine(model, METHODS["prepacking"], How())
+    engine = make_engine(model, METHODS["prepacking"], PrefillOptions())
     assert "not finite" in str(verify(model, [(draw_prompts([9, 4, 7]), None)], engine, "none").problem)
 
 

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from src.cli import UserError
-from src.config import ModelConfig, compose
+from src.compose import compose
+from src.config import ModelConfig
 from src.measure.verify import verify
-from src.prefill.methods import METHODS, How, make_engine
-from src.prefill.models import check_quantizable, find_model, load_model
+from src.prefilling.engines import make_engine
+from src.prefilling.method import PrefillOptions
+from src.prefilling.methods import METHODS
+from src.prefilling.models import check_quantizable, find_model, load_model
 
 CPU = torch.device("cpu")
 WIDE = TINY | {"hidden_size": 64, "intermediate_size": 128}
@@ -73,7 +76,7 @@ def test_quantized_random_weights_are_those_weights_rounded(bits: str) -> None:
     assert float((rounded - full).norm() / full.norm()) < {"4": 0.15, "8": 0.02}[bits]
     assert type(model.lm_head) is torch.nn.Linear  # as bitsandbytes leaves it when it loads a checkpoint
     for forward in ("fused", "transformers"):
-        engine = make_engine(model, METHODS["prepacking"], How(forward=forward))
+        engine = make_engine(model, METHODS["prepacking"], PrefillOptions(forward=forward))
         assert verify(model, [(draw_prompts([9, 4, 7]), None)], engine, bits).problem is None
 
 

@@ -256,7 +256,7 @@ def test_a_gpu_that_is_not_there_is_no_counters_with_the_reason(library: Path) -
 
 
 COMPARISON = """
-from src.config import compose
+from src.compose import compose
 from src.measure import runner
 from src.measure.plan import prepare
 real, told = runner._timed_pass, {told}
@@ -265,7 +265,7 @@ def noted(*arguments):
         tell(**told)
     return real(*arguments)
 runner.counters_for, runner._timed_pass = lambda *devices: NvmlCounters("{ours}"), noted
-record = runner.run(prepare(compose({overrides})[0]))[0]
+record = runner.measure(prepare(compose({overrides})[0]))[0]
 from dataclasses import asdict
 show([asdict(record.row), record.manifest])
 """
@@ -273,7 +273,7 @@ show([asdict(record.row), record.manifest])
 
 @needs_compiler
 def test_a_comparison_outlives_a_driver_that_fails_or_hangs_in_its_midst(library: Path, tmp_path: Path) -> None:
-    overrides = [*TINY_OVERRIDES, "method=full-batching", "repeats=3", "sampler_interval_s=0.01", "num_prompts=400",
+    overrides = [*TINY_OVERRIDES, "method=full-batching", "repeats=3", "sampler_interval_s=0.01", "num_prompts=150",
                  f"results_dir={tmp_path}", "rerun=true"]  # fmt: skip
     lost: dict[str, str] = {"FAIL": "nvmlDeviceGetClockInfo=15", "REASONS": "0x20", "OTHERS": "1"}
     row, _ = tried(library, COMPARISON.format(told=lost, ours=OURS, overrides=overrides), timeout=120)

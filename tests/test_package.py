@@ -16,10 +16,9 @@ import pytest
 import yaml
 from conftest import ROOT, TINY_OVERRIDES
 
-from src import __version__, places
-from src.measure import machine
+from src import __version__, places, provenance
 
-COMMANDS = ("prepack-run", "prepack-reproduce", "prepack-report", "prepack-compare", "prepack-advise")
+COMMANDS = ("run", "reproduce", "report", "compare", "advise")
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src", "configs", "results/paper")
 
 
@@ -74,11 +73,16 @@ def elsewhere(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_every_command_of_the_wheel_says_what_it_takes(installed: Path, elsewhere: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert set(scripts) == set(COMMANDS)
+    assert set(scripts) == {"prepack"}
+    assert {line.split()[0] for line in succeed(installed / "prepack", "--help", cwd=elsewhere).splitlines()[2:7]} == {
+        *COMMANDS
+    }
     for name in COMMANDS:
-        assert "results_dir" in succeed(installed / name, "--help", cwd=elsewhere) or name == "prepack-compare", name
-    assert "usage" in succeed(installed / "python", "-m", "src.report", "--help", cwd=installed)
-    printed = succeed(installed / "python", "-c", "import src; print(src.__file__)", cwd=installed)
+        said = succeed(installed / "prepack", name, "--help", cwd=elsewhere)
+        assert "results_dir" in said or name == "compare", name
+        assert f"prepack {name}" in said, name
+    assert "usage" in succeed(installed / "python", "-m", "prepack_bench.report", "--help", cwd=installed)
+    printed = succeed(installed / "python", "-c", "import prepack_bench as it; print(it.__file__)", cwd=installed)
     assert Path(printed.strip()).is_relative_to(installed.parent)
 
 
@@ -87,23 +91,29 @@ def test_the_wheel_measures_and_reports_below_the_current_folder(installed: Path
     # In a process of its own, as by default, though it starts slowly: the template must find the wheel too.
     tiny = [each for each in TINY_OVERRIDES if each != "isolate=false"]
     printed = succeed(
-        installed / "prepack-run", *tiny, "repeats=1", "warmup=0", "methods=[prepacking,full-batching]", cwd=elsewhere
+        installed / "prepack",
+        "run",
+        *tiny,
+        "repeats=1",
+        "warmup=0",
+        "methods=[prepacking,full-batching]",
+        cwd=elsewhere,
     )
     assert "| prepacking " in printed
     (machine_folder,) = (elsewhere / "results").iterdir()
     made = [json.loads(path.read_text("utf-8"))["manifest"] for path in machine_folder.glob("*/record.json")]
     assert len(made) == 2
     # The code is this very code, and of no commit: the repository around is somebody else's.
-    assert {one["code_hash"] for one in made} == {machine.code_hash()}
+    assert {one["code_hash"] for one in made} == {provenance.code_hash()}
     assert {(one["git_commit"], one["git_dirty"]) for one in made} == {(None, None)}
-    succeed(installed / "prepack-report", cwd=elsewhere)
+    succeed(installed / "prepack", "report", cwd=elsewhere)
     assert (elsewhere / "results" / "report" / "report.html").is_file()
     assert {path.name for path in elsewhere.iterdir()} == {".git", "src", "results"}
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_that_the_program_reads(installed: Path) -> None:
-    (package,) = installed.parent.glob("lib/python*/site-packages/src")
+    (package,) = installed.parent.glob("lib/python*/site-packages/prepack_bench")
     for beside, inside in ((places.CONFIGS, "configs"), (places.PAPER_FIGURES, "paper_figures"), (places.PACKAGE, ".")):
         wanted = {
             path.relative_to(beside): path.read_bytes()
@@ -126,11 +136,11 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
 def test_a_repository_further_up_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     succeed("git", "init", "-q", ".", cwd=tmp_path)
     (tmp_path / "inside").mkdir()
-    monkeypatch.setattr(machine, "CHECKOUT", tmp_path / "inside")
-    assert machine._git("status", "--porcelain") is None
-    monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path / "inside")
+    assert provenance._git("status", "--porcelain") is None
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # as git sets it for hooks, of the repository it works on
-    assert machine._git("status", "--porcelain") == ""
+    assert provenance._git("status", "--porcelain") == ""
 
 
 def test_an_install_from_a_repository_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +150,7 @@ def test_an_install_from_a_repository_names_its_commit(tmp_path: Path, monkeypat
     origin = {"url": "https://example.org/bench.git", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
     (folder / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(machine, "CHECKOUT", None)
-    assert machine._installed_commit() is None  # that is another folder's
-    monkeypatch.setattr(machine, "PACKAGE", tmp_path / "src")
-    assert machine._installed_commit() == "0123456789abcdef"
+    monkeypatch.setattr(provenance, "CHECKOUT", None)
+    assert provenance._installed_commit() is None  # that is another folder's
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "prepack_bench")
+    assert provenance._installed_commit() == "0123456789abcdef"

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY_OVERRIDES
 from test_nvml import OURS, built_stub, needs_compiler
 
-from src.measure import records
+from src.records import store as records
 
 # A GPU where there is none, for every process below: who opens it leaves a file named after its process, which the
 # driver's stub lists. What measures then computes on the CPU.
@@ -37,27 +37,32 @@ torch.cuda.init = torch.cuda._lazy_init = opened
 torch.cuda.get_device_properties = properties
 torch.cuda.get_device_name = lambda *_: properties().name
 if "src.measure.gpus" in sys.orig_argv:
-    import src.measure.estimate
+    import src.measure.rates
 
-    src.measure.estimate.usual_rate = lambda *_: 1e9
-if "src.worker" in sys.orig_argv:
-    import src.measure.machine, src.measure.nvml, src.measure.runner
+    src.measure.rates.usual_rate = lambda *_: 1e9
+if "src.jobs.template" in sys.orig_argv:
+    import dataclasses
 
-    def picked(_):
+    import src.jobs.worker, src.measure.nvml, src.measure.runner
+
+    measure = src.jobs.worker.measure_and_print
+
+    def on_the_cpu(config, plan, pending):  # the parent planned for the GPU that is none
         opened()
-        return torch.device("cpu")
+        return measure(config, dataclasses.replace(plan, devices=(torch.device("cpu"),)), pending)
 
-    src.measure.machine.pick_device = picked
+    src.jobs.worker.measure_and_print = on_the_cpu
     src.measure.nvml.WINDOW_S = 0.001
     src.measure.runner.counters_for = lambda *_: src.measure.nvml.NvmlCounters("{OURS}")
 """
 PARENT = """
 import os, sys
 import torch
-from src import agenda, reproduce, sweeps
+from src import reproduce
+from src.jobs import agenda, reproducing
 
 small = sys.argv[1:]
-sweeps.sweep = lambda name, common: [[*small, *common, f"batch_size={size}"] for size in (4, 3, 2)]
+reproducing.sweep = lambda name, common: [[*small, *common, f"batch_size={size}"] for size in (4, 3, 2)]
 measure, left = agenda.run_apart, []
 
 def measured(*arguments):
@@ -92,7 +97,7 @@ def test_a_parent_opens_no_gpu_and_so_its_rows_are_valid(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "gpu scale on NVIDIA Fake" in done.stdout  # which only an open GPU tells: a child was asked
     assert "today: 3 comparisons, about" in done.stdout
-    found = {batch: [r.row for _, r in records.read_all(results) if r.row.batch_size == batch] for batch in (4, 3, 2)}
+    found = {batch: [r.row for r in records.read_all(results) if r.row.batch_size == batch] for batch in (4, 3, 2)}
     for batch, rows in found.items():
         assert [row.status for row in rows] == ["ok", "ok"]
         for row in rows:

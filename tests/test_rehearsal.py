@@ -24,12 +24,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, MaxL
 from src.measure.kernels import ideals
 from src.measure.timer import NoTimer
 from src.measure.verify import verify
-from src.prefill import serving
-from src.prefill.library import prefill
-from src.prefill.methods import METHODS, How, make_engine
-from src.prefill.models import ATTENTION, random_model
-from src.prefill.modern import Ideal
-from src.prefill.split import skeleton
+from src.prefilling import continuous_batching as serving
+from src.prefilling.engines import make_engine
+from src.prefilling.library import prefill
+from src.prefilling.method import PrefillOptions
+from src.prefilling.methods import METHODS
+from src.prefilling.models import ATTENTION, random_model
+from src.prefilling.modern import Ideal
+from src.prefilling.split import skeleton
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built for CUDA, this one is for CPUs")
 GPU = torch.device("cuda", 0)
@@ -115,8 +117,8 @@ def test_every_method_is_verified_and_generation_goes_on(
     for method in PADDED_OR_PACKED[: 2 if protocol == "paper" else 3]:
         limit = 150 if protocol == "modern" else None  # in several forwards
         for metric in ("prefill", "ttft"):
-            how = How(metric, protocol, forward=forward, max_tokens=limit)
-            engine = make_engine(model, METHODS[method], how)
+            options = PrefillOptions(metric, protocol, forward=forward, max_tokens=limit)
+            engine = make_engine(model, METHODS[method], options)
             done = engine.prefill(prompts, NoTimer())
             assert on_gpu(done.cache), method
             assert done.mask is None or done.mask.device == GPU
@@ -171,7 +173,7 @@ def test_quantized_layers_prefill(loadbit: str, protocol: str, forward: str, fak
             parent, _, child = name.rpartition(".")
             setattr(model.model.get_submodule(parent), child, Quantized(module, loadbit))
     for method in PADDED_OR_PACKED[: 2 if protocol == "paper" else 3]:
-        engine = make_engine(model, METHODS[method], How("ttft", protocol, forward=forward))
+        engine = make_engine(model, METHODS[method], PrefillOptions("ttft", protocol, forward=forward))
         assert on_gpu(engine.prefill(draw_prompts(LENGTHS), NoTimer()).cache)
 
 
@@ -180,7 +182,7 @@ def test_random_weights_are_drawn_where_they_will_live(fake: FakeTensorMode, mon
     with unset_fake_temporarily():
         empty = skeleton(config, torch.bfloat16, ATTENTION)
     monkeypatch.setattr(torch, "Generator", mock.Mock(return_value=mock.Mock(manual_seed=lambda _: None)))
-    monkeypatch.setattr("src.prefill.split.dispatch", lambda model, _: model)  # it swaps tensors
+    monkeypatch.setattr("src.prefilling.split.dispatch", lambda model, _: model)  # it swaps tensors
     model = random_model(empty, {"": GPU}, torch.bfloat16, "none", seed=0)
     assert {(weight.device, weight.dtype) for weight in model.parameters()} == {(GPU, torch.bfloat16)}
 

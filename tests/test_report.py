@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from src.cli import UserError
-from src.measure.records import Record, write
-from src.measure.row import COLUMNS
+from src.records.row import COLUMNS
+from src.records.store import Record, write
 from src.report import __main__ as report
 from src.report.build import build
 

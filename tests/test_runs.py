@@ -14,11 +14,14 @@ import yaml
 from conftest import fail_for
 
 from src.cli import UserError
-from src.config import Config, compose
-from src.measure import estimate, records, runner
+from src.compose import compose
+from src.config import Config
+from src.measure import runner
 from src.measure.plan import prepare
-from src.measure.records import Record
-from src.prefill import published
+from src.prefilling import published
+from src.prefilling import shape as estimate
+from src.records import store as records
+from src.records.store import Record
 
 ALL = "methods=[prepacking,full-batching,length-ordered]"
 Measure = Callable[..., list[Record]]
@@ -115,7 +118,7 @@ def test_methods_take_turns_in_a_seeded_random_order(
     monkeypatch.setattr(runner, "_timed_pass", noted)
     runs = []
     for _ in range(2):
-        runner.run(prepare(tiny_config(ALL, "repeats=6", "rerun=true")))
+        runner.measure(prepare(tiny_config(ALL, "repeats=6", "rerun=true")))
         runs.append(list(order))
         order.clear()
     assert runs[0] == runs[1]
@@ -207,7 +210,7 @@ def test_a_batch_that_is_sure_not_to_fit_is_not_tried_on_a_cpu(
     measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate.Shape, "bytes", lambda self, rows, *_: rows * 2.0**20)
-    monkeypatch.setattr(runner.machine, "available_mb", lambda: 3.0)
+    monkeypatch.setattr("src.measure.process.available_mb", lambda: 3.0)
     found = by_method(measure(ALL))
     assert found["full-batching"].row.status == "oom"
     assert "needs at least 4 MB, 3 MB are available" in str(found["full-batching"].row.status_reason)
@@ -280,7 +283,7 @@ def test_quantized_weights_are_measured(measure: Measure, loadbit: str) -> None:
 def test_a_gpu_comparison_has_memory_and_telemetry(tmp_path: Path, loadbit: str) -> None:
     config, _ = compose([ALL, "device=cuda", f"loadbit={loadbit}", "metric=ttft", "model=llama-110m", "num_prompts=64",
                          "dataset.source=profile", "batch_size=16", f"results_dir={tmp_path}"])  # fmt: skip
-    for record in runner.run(prepare(config)):
+    for record in runner.measure(prepare(config)):
         assert record.row.status == "ok", record.row.status_reason
         assert record.row.dtype == "bfloat16"
         assert record.row.peak_memory_source == "torch allocated"

@@ -13,7 +13,7 @@ from conftest import FAMILIES, draw_prompts, tiny_model
 
 from src.cli import UserError
 from src.measure.timer import NoTimer, PhaseTimer
-from src.prefill.serving import ContinuousBatching, _twin
+from src.prefilling.continuous_batching import ContinuousBatching, _twin
 
 EDGES = {
     "one-token prompts": [1, 1, 1],

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY_OVERRIDES, command
 
-from src import cluster, reproduce, run
-from src.measure import records
-from src.report import build
+from src import reproduce, run
+from src.jobs import cluster, reproducing
+from src.records import store as records
 
 Call = Callable[..., tuple[int, str, str]]
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -42,7 +42,7 @@ def node() -> Iterator[None]:
 def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """An experiment of two comparisons on a tiny model, each in a process of its own within its job."""
     runs = [[*TINY_OVERRIDES, "isolate=true", f"results_dir={tmp_path / 'results'}", seed] for seed in SEEDS]
-    monkeypatch.setattr(reproduce, "sweep", lambda *_: runs)
+    monkeypatch.setattr(reproducing, "sweep", lambda *_: runs)
     return ["launcher=slurm", "scale=cpu", "experiment=today", f"results_dir={tmp_path / 'results'}"]
 
 
@@ -54,7 +54,7 @@ def jobs() -> dict[str, str]:
 
 def written(results: Path) -> dict[int, tuple[str, str]]:
     """Status and time of each record, by seed."""
-    return {record.row.seed: (record.row.status, record.row.created_at) for _, record in records.read_all(results)}
+    return {record.row.seed: (record.row.status, record.row.created_at) for record in records.read_all(results)}
 
 
 @needs_slurm
@@ -65,8 +65,8 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     results = tmp_path / "results"
 
     monkeypatch.setattr(cluster, "LATE_SECONDS", 1)  # its disk is not shared
-    whole_report = build.build
-    monkeypatch.setattr(build, "build", lambda results: [results])
+    whole_report = reproducing.build
+    monkeypatch.setattr(reproducing, "build", lambda results: [results])
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -76,8 +76,8 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
         code, out, err = call(reproduce.main, *swept)
     first, second = sorted(jobs(), key=int)
     assert code == 130
-    assert f"to end them: scancel {first} {second}" in out
-    assert "the same command goes on from there" in err
+    assert f"the same command finds them; to end them: scancel {first} {second}" in out
+    assert "stopped" in err
 
     def cancel_the_second() -> None:
         end = time.monotonic() + 60
@@ -101,7 +101,7 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     assert not list(results.glob(".tmp-*"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(build, "build", whole_report)
+        patched.setattr(reproducing, "build", whole_report)
         code, out, _ = call(reproduce.main, *swept)
     after = written(results)
     assert code == 0, out

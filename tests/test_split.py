@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
+from src import generate, prefill
 from src.cli import UserError
 from src.measure.nvml import Reading, SplitCounters
 from src.measure.timer import PhaseTimer
-from src.prefill import generate, prefill, split
+from src.prefilling import split
 
 LENGTHS = [9, 4, 13, 1, 6]
 LAYERS = 6
@@ -78,9 +79,9 @@ def test_weights_that_fit_nowhere_are_refused_and_never_offloaded(loadbit: str, 
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 @pytest.mark.parametrize("method", ["full-batching", "prepacking", "padding-free"])
 def test_a_split_model_computes_what_a_whole_one_does(in_two_parts: Any, method: str, protocol: str) -> None:
-    how: dict[str, Any] = {"metric": "ttft", "protocol": protocol, "forward": "transformers", "max_tokens": 12}
+    options: dict[str, Any] = {"metric": "ttft", "protocol": protocol, "forward": "transformers", "max_tokens": 12}
     prompts = draw_prompts(LENGTHS)
-    whole, parts = carry(tiny_model(), prompts, method, **how), carry(in_two_parts, prompts, method, **how)
+    whole, parts = carry(tiny_model(), prompts, method, **options), carry(in_two_parts, prompts, method, **options)
     assert parts.first_tokens == whole.first_tokens
     for ours, theirs in zip(parts.cache.layers, whole.cache.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from src.measure import process, records, runner, validity
+from src.measure import process, runner, validity
 from src.measure.memory import Peak
 from src.measure.process import CpuUse
-from src.measure.records import Record
-from src.measure.row import Row
 from src.measure.sampler import RISE_S, _rising
 from src.measure.validity import Evidence, invalid_reasons, notes_of
-from src.report.tables import comparison_table, notes
+from src.records import store as records
+from src.records.row import Row
+from src.records.store import Record
+from src.report.comparison import comparison_table
+from src.report.words import notes
 
 GOOD = Evidence(
     pass_seconds=[1.02, 1.0, 0.99, 1.01], utilization_valid=True, sm_clocks_mhz=(1900, 1980), other_processes=0,

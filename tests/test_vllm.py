@@ -15,8 +15,8 @@ from conftest import TINY, draw_prompts
 from transformers import AutoConfig
 
 from src.measure.timer import PhaseTimer
-from src.measure.vllm import driver
-from src.measure.vllm.driver import Missing, Vllm, WorkerError
+from src.prefilling.vllm import driver
+from src.prefilling.vllm.driver import Missing, Vllm, WorkerError
 
 LENGTHS = [5, 1, 9]
 STAND_IN = """

@@ -13,17 +13,20 @@ from conftest import TINY, TINY_OVERRIDES, draw_prompts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.config import Config, compose
+from src.compose import compose
+from src.config import Config
 from src.measure import work
-from src.measure.limit import Rates
 from src.measure.memory import Peak
-from src.measure.plan import Outcome, Pass, Plan, prepare
-from src.measure.records import Record
-from src.measure.row import Row
-from src.measure.telemetry import add_rates
-from src.prefill.methods import METHODS
-from src.report.tables import cost_cells, cost_header, ratio_table, significant
-from src.report.today import _figure
+from src.measure.outcome import Outcome, Pass, Run
+from src.measure.plan import Assignment, Plan, prepare
+from src.measure.rates import Rates
+from src.measure.usage import add_rates
+from src.prefilling.methods import METHODS
+from src.records.row import Row
+from src.records.store import Record
+from src.report import methods_as_ratios
+from src.report.cells import make_table, significant
+from src.report.comparison import cost_columns, costs_of, ratio_table
 
 HIDDEN, MLP, VOCAB, LAYERS = (int(str(TINY[name])) for name in
                               ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers"))  # fmt: skip
@@ -32,41 +35,41 @@ LAYER = 2 * HIDDEN * HIDDEN + KV + 3 * HIDDEN * MLP
 HEAD = HIDDEN * VOCAB
 
 
-def of_lengths(plan: Plan, lengths: list[int], method: str) -> Outcome:
-    """A method's outcome on one batch of prompts of these lengths."""
+def of_lengths(plan: Plan, lengths: list[int], method: str) -> Assignment:
+    """A method on one batch of prompts of these lengths, which are the plan's then."""
     plan.prompts.token_ids[:] = draw_prompts(lengths)
-    plan.shuffled = [np.arange(len(lengths))]
+    plan.shuffled[:] = [np.arange(len(lengths))]
     found = METHODS[method]
     rows = len(plan.pack(lengths, max(lengths))) if found.packs else len(lengths)
-    return Outcome(found, plan.shuffled, [(rows, max(lengths))])
+    return Assignment(found, plan.shuffled, [(rows, max(lengths))])
 
 
 def test_a_padded_batch_under_the_papers_protocol(tiny_config: Callable[..., Config]) -> None:
     """Two rows of five tokens: every position to logits, every query times every key, then scores times values."""
     plan = prepare(tiny_config("protocol=paper", "num_prompts=2", "batch_size=2"))
-    outcome = of_lengths(plan, [5, 3], "full-batching")
+    assignment = of_lengths(plan, [5, 3], "full-batching")
     attention = 2 * 2 * 25 * HIDDEN * LAYERS
-    assert work.computed_operations(plan, outcome) == 2 * (10 * LAYERS * LAYER + attention + 10 * HEAD)
+    assert work.computed_operations(plan, assignment) == 2 * (10 * LAYERS * LAYER + attention + 10 * HEAD)
 
 
 @pytest.mark.parametrize("metric", ["prefill", "ttft"])
 def test_a_packed_batch_under_the_papers_protocol(metric: str, tiny_config: Callable[..., Config]) -> None:
     """One bin of five; for first tokens each prompt's last one goes through alone, and sees all of its prompt."""
     plan = prepare(tiny_config("protocol=paper", "num_prompts=2", "batch_size=2", f"metric={metric}"))
-    outcome = of_lengths(plan, [5, 3], "prepacking")
+    assignment = of_lengths(plan, [5, 3], "prepacking")
     packed = 2 * (10 * LAYERS * LAYER + 2 * 2 * 25 * HIDDEN * LAYERS + 10 * HEAD)
     decoded = 2 * (2 * LAYERS * LAYER + 2 * (5 + 3) * HIDDEN * LAYERS + 2 * HEAD)
-    assert work.computed_operations(plan, outcome) == packed + (decoded if metric == "ttft" else 0)
+    assert work.computed_operations(plan, assignment) == packed + (decoded if metric == "ttft" else 0)
 
 
 @pytest.mark.parametrize("forward", ["fused", "transformers"])
 def test_equal_prompts_under_the_modern_protocol(forward: str, tiny_config: Callable[..., Config]) -> None:
     """Causal attention, logits at last tokens; the fused forward leaves out the rest of the last layer elsewhere."""
     plan = prepare(tiny_config(f"forward={forward}", "num_prompts=2", "batch_size=2"))
-    outcome = of_lengths(plan, [3, 3], "full-batching")
+    assignment = of_lengths(plan, [3, 3], "full-batching")
     linear = 6 * (LAYERS - 1) * LAYER + 6 * KV + (2 if forward == "fused" else 6) * (LAYER - KV)
     attention = 2 * 2 * 6 * HIDDEN * LAYERS  # six pairs of each prompt
-    assert work.computed_operations(plan, outcome) == 2 * (linear + attention + 2 * HEAD)
+    assert work.computed_operations(plan, assignment) == 2 * (linear + attention + 2 * HEAD)
 
 
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
@@ -83,13 +86,14 @@ def prepared(protocol: str, made: dict[str, Plan] = {}) -> Plan:  # noqa: B006, 
     if protocol not in made:
         where = f"results_dir={Path(__file__).parent / 'never-written'}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("src.measure.records.check_writable", lambda _: None)
+            patch.setattr("src.records.store.check_writable", lambda _: None)
             made[protocol] = prepare(compose([*TINY_OVERRIDES, f"protocol={protocol}", where])[0])
     return made[protocol]
 
 
-def passed(outcome: Outcome, *seconds: float) -> Outcome:
+def passed(assignment: Assignment, *seconds: float) -> Outcome:
     usage: Any = None
+    outcome = Outcome(assignment)
     outcome.passes = [Pass([{"seconds": each}], each, usage, Peak()) for each in seconds]
     return outcome
 
@@ -97,17 +101,18 @@ def passed(outcome: Outcome, *seconds: float) -> Outcome:
 def test_rates_shares_and_joules_are_those_of_a_pass(tiny_config: Callable[..., Config]) -> None:
     plan = prepare(tiny_config("num_prompts=2", "batch_size=2"))
     outcome = passed(of_lengths(plan, [5, 3], "full-batching"), 1.0, 3.0)
-    plan.rates = Rates(operations_per_s=5e12, bytes_per_s=1.0)
+    run = Run(plan)
+    run.rates = Rates(operations_per_s=5e12, bytes_per_s=1.0)
     row = Row(useful_tokens=8, energy_j=4.0)
-    add_rates(row, plan, outcome)
+    add_rates(row, run, outcome)
     assert row.useful_tflop_per_s == pytest.approx(work.useful_operations(plan) / 2.0 / 1e12)
     assert row.matmul_tflop_per_s == 5.0
     assert row.useful_share_of_rate == pytest.approx(row.useful_tflop_per_s / 5)
     assert row.computed_share_of_rate == pytest.approx((row.computed_tflop_per_s or 0) / 5)
     assert row.joules_per_1000_useful_tokens == 500
-    plan.rates = None
+    run.rates = None
     without = Row(useful_tokens=8)
-    add_rates(without, plan, passed(of_lengths(plan, [5, 3], "continuous-batching"), 2.0))
+    add_rates(without, run, passed(of_lengths(plan, [5, 3], "continuous-batching"), 2.0))
     assert without.useful_tflop_per_s == pytest.approx(row.useful_tflop_per_s)
     assert (without.computed_tflop_per_s, without.matmul_tflop_per_s, without.useful_share_of_rate) == (None,) * 3
     assert without.joules_per_1000_useful_tokens is None
@@ -131,24 +136,24 @@ FULL = Row(
 
 def test_tables_have_cells_for_what_some_row_has() -> None:
     old = Row(method="prepacking")
-    assert cost_header([old]) == []
-    header = cost_header([old, FULL])
-    assert header == ["Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"]
-    assert cost_cells(FULL, header) == ["41.3 (6 %)", "8.12"]
-    assert cost_cells(old, header) == ["", ""]
+    assert cost_columns([old]) == []
+    columns = cost_columns([old, FULL])
+    assert [column.label for column in columns] == ["Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"]
+    table = make_table(columns, [costs_of(FULL, columns), costs_of(old, columns)], [])
+    assert table.texts() == [["41.3 (6 %)", "8.12"], ["", ""]]
     lines = ratio_table(
         [[Record(FULL, {}, {}), Record(Row(method="prepacking", protocol="modern", status="oom"), {}, {})]]
     )
     assert len({line.count("|") for line in lines.splitlines()}) == 1
     assert "41.3 (6 %)" in lines
-    assert [significant(value) for value in (None, 0.0, 0.01234, 9.996, 1234.5)] == ["", "0", "0.0123", "10.00", "1234"]
+    assert [significant(value) for value in (0.0, 0.01234, 9.996, 1234.5)] == ["0", "0.0123", "10.00", "1234"]
 
 
 def test_a_figure_has_panels_for_what_some_row_has() -> None:
     bare = Row(**{**vars(FULL), "useful_tflop_per_s": None, "joules_per_1000_useful_tokens": None})
     served = Row(**{**vars(FULL), "method": "continuous-batching", "computed_tflop_per_s": None})
     for rows, panels in (([bare], 2), ([FULL, served], 4)):
-        figure = _figure([{4: {row.method: row for row in rows}}])
+        figure = methods_as_ratios.figure([{row.method: row for row in rows}])
         assert len(figure.axes) == panels
     bars = figure.axes[2].patches
     assert sorted(round(bar.get_height(), 2) for bar in bars) == [41.26, 41.26, 268.74]  # what is beyond stands on top

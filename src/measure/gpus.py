@@ -1,7 +1,7 @@
 """What GPUs there are, without opening one: a process that opens a GPU keeps memory on it for as long as it lives.
 
 The driver lists such a process beside the one that measures, whose rows are then INVALID. So a parent, which plans and
-waits, asks a child (``python -m src.measure.gpus``) that is gone before anything is measured. The process that measures
+waits, asks a child that is gone before anything is measured. The process that measures
 calls ``open_here`` first and answers for itself from then on.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from src import places
-from src.cli import UserError
-from src.measure.estimate import usual_rate
+from .. import places
+from ..cli import UserError
+from .rates import usual_rate
 
 USUAL = ("cuda:0", "bfloat16")  # what a rate is asked for unless settings say otherwise: one child then answers it all
 ANSWER_S = 180  # a first import of torch from a slow disk takes a minute
@@ -72,7 +72,7 @@ def rate(device: torch.device, dtype: torch.dtype) -> float:
 @functools.cache
 def _asked(device: str, dtype: str) -> dict[str, Any]:
     # -P: a folder src of the user's in the current folder is not this one.
-    command = [sys.executable, "-P", "-m", "src.measure.gpus", device, dtype]
+    command = [sys.executable, "-P", "-m", f"{places.NAME}.measure.gpus", device, dtype]
     try:
         done = subprocess.run(command, env=places.environment(), capture_output=True, text=True, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Which attention kernel really ran, by one profiled, untimed pass; and the ideal's, which takes the fastest there is.
+"""Which attention kernel ran, seen in one profiled, untimed pass; and the fastest one, which the ideal takes.
 
 What torch picks under scaled-dot-product attention depends on the GPU, the type, the shape and the release: it may be
 FlashAttention in one method and cuDNN in the next, and then two methods differ by their kernels too.
@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from src.cli import warn
-from src.measure.timer import PhaseTimer
-from src.prefill.attention import pick_kernel
-from src.prefill.methods import TokenIds
-from src.prefill.modern import Ideal
+from ..cli import warn
+from ..prefilling.attention import pick_kernel
+from ..prefilling.method import TokenIds
+from ..prefilling.modern import Ideal
+from .timer import PhaseTimer
 
 # Kernels on a GPU by what their names hold, the more telling first.
 DEVICE_KERNELS = (

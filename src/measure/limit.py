@@ -1,4 +1,4 @@
-"""What a machine cannot go below: the least operations and bytes of a prefill, over the rates measured on the machine.
+"""The least time of a prefill: the operations and bytes that no method can avoid, over the machine's measured rates.
 
 The least work that gives the KV of every token and the logits at every prompt's last one, no padding anywhere:
 
@@ -14,61 +14,16 @@ whatever they cost. Prompts that share a prefix count as if they did not.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from src.measure import machine
-from src.measure.estimate import Shape, matmul_rate
+from ..prefilling.shape import Shape
+from .rates import Rates
 
-BUFFER_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}  # several times the last cache of each kind
-SHARE_OF_MEMORY = 1 / 8  # the most that one of the two buffers takes of what is free
-LEAST_BUFFER_BYTES = 2**20
-COPIES = 6
-COPY_SECONDS = 0.5
 TOKEN_ID_BYTES = 8  # int64, as the methods pass them
 Lengths = Sequence[int] | NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What this machine reached: ``operations_per_s`` of matrix products, ``bytes_per_s`` read plus written."""
-
-    operations_per_s: float
-    bytes_per_s: float
-
-
-def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Measure both rates, in about two seconds at most."""
-    return Rates(matmul_rate(device, dtype), copy_bandwidth(device))
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second of a copy within the device's memory, read and written ones both counted: the best of several.
-
-    The two buffers are larger than the caches, and smaller than an eighth of the free memory each. A processor that
-    fetches a line before it overwrites it moves half as much again as is counted; all else it does pays the same.
-    """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else (machine.available_mb() or 4096) * 2**20
-    size = max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES[device.type], int(free * SHARE_OF_MEMORY)))
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)  # written, so that its pages exist
-    best, deadline_s = math.inf, time.perf_counter() + COPY_SECONDS
-    for attempt in range(COPIES):
-        _wait(device)
-        start = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        end = time.perf_counter()
-        best = min(best, end - start)
-        if attempt and end > deadline_s:
-            break
-    return 2.0 * size / best
 
 
 def least_operations(shape: Shape, lengths: Lengths) -> float:
@@ -119,8 +74,3 @@ def limit_seconds(
     computing = least_operations(shape, lengths) / rates.operations_per_s
     moving = least_bytes(shape, lengths, element_size, weight_size) / rates.bytes_per_s
     return max(computing, moving)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

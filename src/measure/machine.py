@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler else prints 
 
 import torch
 
-from src.cli import UserError
-from src.measure import gpus
-from src.measure.nvml import NoCounters
-from src.measure.process import allowed_cores
-from src.measure.sampler import counters_for
-from src.places import CHECKOUT, PACKAGE
+from .. import provenance
+from ..cli import UserError
+from ..config import dtype_name
+from ..places import slug
+from . import gpus
+from .nvml import NoCounters
+from .process import allowed_cores, available_mb
+from .sampler import counters_for
 
-PACKAGES = (
-    "torch", "transformers", "datasets", "bitsandbytes", "nvidia-ml-py", "pandas", "hydra-core", "numpy", "scipy",
-    "accelerate", "mistral-common", "sentencepiece", "binpacking",
-)  # fmt: skip
 # Variables that choose kernels, instruction sets, numbers of threads that meet, or where memory comes from.
 CHOOSING = re.compile(
     r"ATEN_CPU_CAPABILITY|(DNNL|ONEDNN)_(MAX_CPU_ISA|CPU_ISA_HINTS|DEFAULT_FPMATH_MODE)|MKL_(ENABLE_INSTRUCTIONS|CBWR)"
@@ -41,7 +36,6 @@ CHOOSING = re.compile(
     r"|THP_MEM_ALLOC_ENABLE|BNB_\w+"
 )
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-MEASURING_CODE = ("config.py", "workload", "prefill", "measure")  # of src/
 CPU_FACTS = {"cpu family": "family", "model": "model", "cpu implementer": "implementer", "cpu part": "part"}
 VECTORS = {
     "avx512f": "AVX-512",
@@ -52,8 +46,6 @@ VECTORS = {
     "asimd": "NEON",
 }  # widest first
 MATRICES = {"amx_tile": "AMX", "avx512_bf16": "bf16", "amx_bf16": "bf16", "avx_vnni_bf16": "bf16", "bf16": "bf16"}
-GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; checked by scripts/share.py against code_hash
-GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
 def pick_device(asked: str) -> torch.device:
@@ -96,10 +88,10 @@ def pick_devices(asked: str, device_map: str | None) -> tuple[torch.device, ...]
 
 
 def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """The type of weights and activations: bfloat16 on a GPU and float32 on a CPU, unless asked otherwise."""
-    if asked == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+    """As ``config.dtype_name``."""
+    found = getattr(torch, dtype_name(asked, device.type == "cuda"))
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def device_name(*devices: torch.device) -> str:
@@ -136,25 +128,9 @@ def software() -> dict[str, Any]:
     }
 
 
-def slug(name: str) -> str:
-    """A device's name as that of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", name.replace("(R)", "").replace("(TM)", "").lower()).strip("-")
-
-
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(allowed_cores())
-
-
-def available_mb() -> float | None:
-    """Memory that a process could still take without swapping, in MB, None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return None
 
 
 def _read(path: str) -> str | None:
@@ -192,77 +168,17 @@ def cpu_name(facts: Mapping[str, str], otherwise: str) -> str:
     return f"{facts.get('model name') or otherwise}" + (f" ({within})" if within else "")
 
 
-@functools.cache
-def code_hash(package: Path = PACKAGE) -> str:
-    """12 hex digits over every source file that takes part in a measurement.
-
-    Args:
-        package: the folder ``src`` of a tree, by default the one that runs.
-    """
-    digest = hashlib.sha256()
-    for part in MEASURING_CODE:
-        path = package / part
-        for file in [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.csv")]):
-            name = file.relative_to(package.parent).as_posix()
-            digest.update(name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of this checkout; None where there is none: a repository further up is somebody else's."""
-    if CHECKOUT is None or not (CHECKOUT / ".git").exists():
-        return None
-    environment = {name: value for name, value in os.environ.items() if name not in GIT_LOCATIONS}
-    command = ["git", "-C", str(CHECKOUT), *arguments]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _installed_commit() -> str | None:
-    """The commit that pip noted where it installed this very code from a repository."""
-    try:
-        distribution = importlib.metadata.distribution("prepack-bench")
-        if CHECKOUT is not None or Path(str(distribution.locate_file("src"))).resolve() != PACKAGE:
-            return None
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        return str(origin["vcs_info"]["commit_id"])
-    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
-        return None
-
-
-def _given_commit() -> str | None:
-    """The commit that somebody says this tree is, who carried it here without its repository.
-
-    Raises:
-        UserError: it is no commit's full name.
-    """
-    given = os.environ.get(GIVEN_COMMIT) or None
-    if given and not re.fullmatch("[0-9a-f]{40}", given):
-        raise UserError(GIVEN_COMMIT, f"'{given}'", "give the 40 hex digits that `git rev-parse HEAD` prints")
-    return given
-
-
 def manifest(device: torch.device) -> dict[str, Any]:
     """Everything about machine and software that a reader needs to judge or repeat a run. No names, no home folders."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    versions["torch"] = torch.__version__  # with the build, which a package's version may leave out
-    commit, given = _git("rev-parse", "HEAD") or _installed_commit(), _given_commit()
-    changed = _git("status", "--porcelain", "--", "src", "configs", "pyproject.toml")
+    versions = provenance.packages() | {"torch": torch.__version__}  # with the build, which a version may leave out
+    commit, given = provenance.commit()
     content: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": versions,
-        "git_commit": commit or given,
-        "git_dirty": None if changed is None else bool(changed),
-        "code_hash": code_hash(),
+        "git_commit": commit,
+        "git_dirty": provenance.is_changed(),
+        "code_hash": provenance.code_hash(),
         "cpu": _cpu_model(),
         "cpu_cores": cores(),
         "torch_threads": torch.get_num_threads(),
@@ -273,7 +189,7 @@ def manifest(device: torch.device) -> dict[str, Any]:
         "container_memory_max": _read("/sys/fs/cgroup/memory.max"),  # control groups, version 2
         "container_cpu_max": _read("/sys/fs/cgroup/cpu.max"),
     }
-    if given and not commit:
+    if given:
         content["git_commit_given"] = True
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

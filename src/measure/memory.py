@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from src.measure.nvml import MB
-from src.measure.process import resident_mb, status_mb
+from .nvml import MB
+from .process import resident_mb, status_mb
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 

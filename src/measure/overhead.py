@@ -1,4 +1,4 @@
-"""What the sampler costs: the same short work with it and without, in turns."""
+"""What the sampler costs: the same short work with it and without it, in turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from src.measure.sampler import Sampler
+from .sampler import Sampler
 
 DENSER = 20  # readings come so much more often than in a run, so that their cost stands out from the machine's noise
 REST = 4  # but the rest between two is so many times as long as one, so that they do not get into each other's way

@@ -1,104 +1,77 @@
-"""What a comparison will do, decided before any weights are loaded: device, model, prompts, batches, identity."""
+"""What a comparison will do, decided before any weights are loaded: device, model, prompts, batches, identity.
+
+A plan never changes. What happens while it is carried out is in ``outcome.py``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src import hub
-from src.cli import UserError, warn
-from src.config import Config, config_hash
-from src.measure import machine, quirks, records
-from src.measure.limit import Rates
-from src.measure.memory import Peak
-from src.measure.process import CpuUse
-from src.measure.records import Record
-from src.measure.sampler import Usage
-from src.measure.verify import Verification
-from src.prefill.methods import METHODS, Engine, How, Method, Pack, TokenIds, dataset_bins
-from src.prefill.models import ModelSource, check_quantizable, check_served, find_model
-from src.prefill.packing import PACKINGS, Bins
-from src.workload.batches import Batch, fingerprint, shuffled_batches
-from src.workload.prompts import Prompts, load_prompts
-from src.workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
+from .. import hub
+from ..cli import UserError, warn
+from ..config import Config, config_hash
+from ..prefilling.method import Method, Pack, PrefillOptions, TokenIds, dataset_bins
+from ..prefilling.methods import METHODS
+from ..prefilling.models import ModelSource, check_quantizable, check_served, find_model
+from ..prefilling.packing import PACKINGS, Bins
+from ..provenance import code_hash
+from ..records import store as records
+from ..records.store import Record
+from ..workload.batches import Batch, fingerprint, shuffled_batches
+from ..workload.prompts import Prompts, load_prompts
+from ..workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
+from . import faults, machine
 
 IDEAL = Method("ideal", rows="batch")
 
 
-@dataclass
-class Pass:
-    """One timed pass of a method over all its batches."""
+@dataclass(frozen=True)
+class Assignment:
+    """A method and the batches that it will prefill.
 
-    samples: list[dict[str, Any]]
-    wall_seconds: float
-    usage: Usage
-    peak: Peak
-    cpu: CpuUse = field(default_factory=CpuUse)
-
-
-@dataclass
-class UsageLoop:
-    """What was seen while a method's batches ran again and again, untimed, because its passes are too short."""
-
-    usage: Usage
-    seconds: float
-
-
-@dataclass
-class Outcome:
-    """What became of one method: its passes, or why there are none."""
+    Attributes:
+        shapes: rows and width of each batch's forward; of padding-free as if its prompts were equally long.
+        bins: each batch's bins, where the whole dataset was packed.
+    """
 
     method: Method
     batches: list[Batch]
-    shapes: list[tuple[int, int]]  # rows and width of each batch's forward, padding-free: as of equal prompts
-    bins: list[Bins] | None = None  # each batch's, where the whole dataset was packed
-    engine: Engine | None = None  # while a comparison runs
-    attention: str | None = None
-    kernel: str | None = None  # of attention, as one profiled pass showed it
-    verification: Verification = field(default_factory=Verification)
-    verified_batches: set[int] = field(default_factory=set)
-    passes: list[Pass] = field(default_factory=list)
-    loop: UsageLoop | None = None
-    status: str = "ok"
-    reason: str | None = None
-
-    @property
-    def seconds(self) -> NDArray[np.float64]:
-        """Seconds of each sample, [repeats, batches]."""
-        return np.array([[sample["seconds"] for sample in done.samples] for done in self.passes])
-
-    def fail(self, status: str, reason: str) -> None:
-        """Take the method out of the comparison; it keeps a row that says why."""
-        self.status, self.reason, self.passes = status, reason, []
-        warn(f"{self.method.name}: {status}, {reason}")
+    shapes: list[tuple[int, int]]
+    bins: list[Bins] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """A comparison that is ready to run: everything decided, no weights loaded."""
+    """A comparison that is ready to run: everything decided, no weights loaded. It can be sent to another process.
+
+    Attributes:
+        devices: the one; or all that the model is split over, where device_map asks for it.
+        methods: what each method of the comparison will do.
+        ideal: a dense forward of as many useful tokens, timed beside the methods; None where it was not asked for.
+        shuffled: the batches as they arrive.
+    """
 
     config: Config
-    devices: tuple[torch.device, ...]  # the one; all that the model is split over, where device_map asks for it
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
     source: ModelSource
     prompts: Prompts
-    outcomes: list[Outcome]
+    methods: tuple[Assignment, ...]
+    ideal: Assignment | None
     workload_fingerprint: str
     results_dir: Path
-    shuffled: list[Batch]  # batches as they arrive
-    rates: Rates | None = None  # of this machine, once they are measured
-    ideal: Outcome | None = None  # a dense forward of as many useful tokens, timed beside the methods
-    split: str | None = None  # which layers are on which GPU, once they are loaded
-    pack: Pack = field(init=False)
+    shuffled: list[Batch]
 
-    def __post_init__(self) -> None:
-        self.pack = PACKINGS[self.config.packing]
+    @property
+    def pack(self) -> Pack:
+        """How prompts are packed into bins."""
+        return PACKINGS[self.config.packing]
 
     @property
     def device(self) -> torch.device:
@@ -111,26 +84,21 @@ class Plan:
         return machine.device_name(*self.devices)
 
     @property
-    def how(self) -> How:
-        """How batches are carried."""
+    def options(self) -> PrefillOptions:
+        """How batches are prefilled."""
         c = self.config
-        return How(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward)
+        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward)
 
     @property
-    def timed(self) -> list[Outcome]:
-        """The outcomes whose batches are timed, in turns."""
-        return [*self.outcomes, *([self.ideal] if self.ideal else [])]
-
-    @property
-    def quirks(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[str, ...]:
         """The measuring faults that are on."""
-        return quirks.resolve(self.config.quirks)
+        return faults.resolve(self.config.faults)
 
     @property
     def identity(self) -> str:
         """8 hex digits over settings, workload, model, machine, software and code: what makes a run the same run."""
         parts = (config_hash(self.config), self.workload_fingerprint, self.source.identity, self.device_name,
-                 *map(str, machine.software().values()), machine.code_hash())  # fmt: skip
+                 *map(str, machine.software().values()), code_hash())  # fmt: skip
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
     @property
@@ -155,9 +123,9 @@ class Plan:
     def recorded(self) -> list[Record] | None:
         """The records of this very comparison, if all of them exist and none ended in an error."""
         found = []
-        for outcome in self.outcomes:
+        for each in self.methods:
             try:
-                found.append(records.read(self.results_dir / self.run_id(outcome.method)))
+                found.append(records.read(self.results_dir / self.run_id(each.method)))
             except ValueError:
                 return None
         return None if any(record.row.status == "error" for record in found) else found
@@ -214,11 +182,11 @@ def prepare(config: Config) -> Plan:
             f"{config.model.name}",
             f"cut prompts with dataset.max_tokens={source.max_positions}, or choose another model",
         )
-    active = quirks.resolve(config.quirks)
-    order_by = quirks.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.quirks)
+    active = faults.resolve(config.faults)
+    order_by = faults.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.faults)
     shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
     pack = PACKINGS[config.packing]
-    outcomes = []
+    methods = []
     for place, name in enumerate(config.compared_methods):
         method, arriving = METHODS[name], shuffled
         if "own-shuffle" in active:
@@ -226,16 +194,16 @@ def prepare(config: Config) -> Plan:
         if method.packs_dataset:
             batches, bins = dataset_bins(lengths, config.batch_size, pack)
             shapes = [(len(each), int(lengths.max())) for each in bins]
-            outcomes.append(Outcome(method, batches, shapes, bins))
+            methods.append(Assignment(method, batches, shapes, bins))
             continue
         batches = method.batches(arriving, order_by, config.batch_size)
-        outcomes.append(Outcome(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
+        methods.append(Assignment(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
     ideal = None
     if config.ideal and config.protocol == "modern":
-        ideal = Outcome(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
+        ideal = Assignment(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
     records.check_writable(results_dir)
     named = fingerprint(prompts.token_ids, shuffled)
-    return Plan(config, devices, dtype, source, prompts, outcomes, named, results_dir, shuffled, ideal=ideal)
+    return Plan(config, devices, dtype, source, prompts, tuple(methods), ideal, named, results_dir, shuffled)
 
 
 def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The counters of this process and of the cores it runs on, as Linux tells them: use, memory, and who else is there."""
+"""Linux's counters of this process and of the cores it runs on: use, memory, and what other processes take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.measure.nvml import MB, Reading
+from .nvml import MB, Reading
 
 BUSY = 0.1  # share of the cores' time that others may take from a measurement that is relied upon
 TICK_S = 0.01  # the kernel counts the time of cores in steps of this length
@@ -208,5 +208,16 @@ def status_mb(name: str) -> float | None:
                 if line.startswith(f"{name}:"):
                     return int(line.split()[1]) / 1024
     except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def available_mb() -> float | None:
+    """Memory that a process could still take without swapping, in MB, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
         pass
     return None

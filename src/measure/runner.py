@@ -1,4 +1,4 @@
-"""Carry out a plan: load the model, verify, warm up, measure, write one record per method."""
+"""Carries out a plan: loads the model, verifies the methods, warms up, measures, and writes one record per method."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from src.cli import UserError, warn
-from src.config import as_dict
-from src.measure import kernels, machine, records
-from src.measure.fitting import leave_out_what_cannot_fit, skip_dominated
-from src.measure.limit import measure_rates
-from src.measure.memory import PeakMemory, keep_freed_memory
-from src.measure.overhead import sampler_overhead
-from src.measure.plan import Outcome, Pass, Plan, UsageLoop
-from src.measure.process import CpuTimes, CpuUse
-from src.measure.records import Record
-from src.measure.sampler import Counters, Sampler, counters_for
-from src.measure.summary import precise, to_records
-from src.measure.timer import NoTimer, PhaseTimer
-from src.measure.verify import verify
-from src.measure.vllm.driver import Missing, Vllm
-from src.prefill import split
-from src.prefill.methods import PHASES, Engine, dataset_bins, make_engine
-from src.prefill.models import load_model
+from ..cli import UserError, warn
+from ..prefilling import split
+from ..prefilling.engines import make_engine, start_serving
+from ..prefilling.method import PHASES, Engine, dataset_bins
+from ..prefilling.models import load_model
+from ..prefilling.vllm.driver import Missing
+from ..records import store
+from ..records.store import Record
+from . import kernels, machine
+from .memory import PeakMemory, keep_freed_memory
+from .memory_checks import leave_out_what_cannot_fit, skip_dominated
+from .outcome import Outcome, Pass, Run, UsageLoop
+from .overhead import sampler_overhead
+from .plan import Plan
+from .process import CpuTimes, CpuUse
+from .rates import measure_rates
+from .rows import precise, to_records
+from .sampler import Counters, Sampler, counters_for
+from .timer import NoTimer, PhaseTimer
+from .verify import verify
 
 
-def run(plan: Plan) -> list[Record]:
+def measure(plan: Plan) -> list[Record]:
     """Measure a plan's methods side by side and write one record each; what is recorded already is only read.
 
     Returns:
@@ -44,46 +46,52 @@ def run(plan: Plan) -> list[Record]:
     Raises:
         UserError: the model cannot be loaded as asked, or results cannot be written.
     """
-    if not plan.config.rerun and (found := plan.recorded()) is not None:
+    c = plan.config
+    if not c.rerun and (found := plan.recorded()) is not None:
         warn(f"{plan.comparison_id}: already recorded (rerun=true measures again)")
         return found
-    torch.manual_seed(plan.config.seed)
-    if plan.config.ideal:
-        plan.rates = measure_rates(plan.device, plan.dtype)
+    run = Run(plan)
+    torch.manual_seed(c.seed)
+    if c.ideal:
+        run.rates = measure_rates(plan.device, plan.dtype)
     if plan.device.type == "cpu":
         keep_freed_memory()
     counters, made = counters_for(*plan.devices), machine.manifest(plan.device)
     PeakMemory(*plan.devices).reset()  # gives back what an earlier comparison's model left
-    if not plan.config.rerun:
-        skip_dominated(plan)
-    leave_out_what_cannot_fit(plan)
+    if not c.rerun:
+        skip_dominated(run)
+    leave_out_what_cannot_fit(run)
     try:
-        if any(outcome.status == "ok" for outcome in plan.outcomes):
-            c = plan.config
-            model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices)
-            plan.split = split.in_words(model)
-            if plan.ideal:
-                largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
-                plan.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), *plan.devices)
-            try:
-                _verify(plan, model)
-                _time(plan, counters)
-                _find_kernels(plan)
-            finally:
-                for outcome in plan.timed:
-                    if outcome.engine:
-                        outcome.engine.close()
+        if any(outcome.status == "ok" for outcome in run.outcomes):
+            _carry_out(run, counters)
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
-        for outcome in plan.outcomes:
+        for outcome in run.outcomes:
             if outcome.status == "ok":
                 outcome.fail(*_status(error))
-    c = plan.config
     made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
-    finished = to_records(plan, made, as_dict(c))
+    finished = to_records(run, made)
     for record in finished:
-        if record.row.status == "ok" or "no-failure-rows" not in plan.quirks:
-            records.write(record, plan.results_dir)
+        if record.row.status == "ok" or "no-failure-rows" not in plan.faults:
+            store.write(record, plan.results_dir)
     return finished
+
+
+def _carry_out(run: Run, counters: Counters) -> None:
+    """Load the model, verify the methods, time them, and look which attention kernels ran."""
+    plan, c = run.plan, run.plan.config
+    model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices)
+    run.split = split.in_words(model)
+    if run.ideal:
+        largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
+        run.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), *plan.devices)
+    try:
+        _verify(run, model)
+        _time(run, counters)
+        _find_kernels(run)
+    finally:
+        for outcome in run.timed:
+            if outcome.engine:
+                outcome.engine.close()
 
 
 def _status(error: BaseException) -> tuple[str, str]:
@@ -92,10 +100,11 @@ def _status(error: BaseException) -> tuple[str, str]:
     return ("oom", text) if out_of_memory else ("error", f"{type(error).__name__}: {text}")
 
 
-def _verify(plan: Plan, model: PreTrainedModel) -> None:
+def _verify(run: Run, model: PreTrainedModel) -> None:
     """Check each method on its batches with the longest prompts; what is wrong is not measured."""
+    plan = run.plan
     c, lengths = plan.config, plan.prompts.lengths
-    for outcome in plan.outcomes:
+    for outcome in run.outcomes:
         if outcome.status != "ok":
             continue
         longest = [-lengths[batch].max() for batch in outcome.batches]
@@ -110,7 +119,7 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
             if outcome.method.apart:  # its weights are its own: nothing to compare with
                 continue
             if not outcome.method.serves:
-                asked = make_engine(model, outcome.method, replace(plan.how, metric="ttft"))
+                asked = make_engine(model, outcome.method, replace(plan.options, metric="ttft"))
             outcome.verification = verify(model, chosen, asked, c.loadbit, c.generate_tokens)
         except (Missing, UserError) as error:
             outcome.fail("skipped", str(error))
@@ -125,25 +134,21 @@ def _verify(plan: Plan, model: PreTrainedModel) -> None:
 def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
     """What carries a method's batches; a serving engine is started, with room for the largest of them."""
     if not outcome.method.serves:
-        return make_engine(model, outcome.method, plan.how)
-    lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
-    if outcome.method.apart:
-        return Vllm(plan.source.config, plan.dtype, plan.device, lengths, torch.get_num_threads())
-    from src.prefill.serving import ContinuousBatching  # where it is asked for: its library takes seconds to import
-
-    return ContinuousBatching(model, lengths)
+        return make_engine(model, outcome.method, plan.options)
+    return start_serving(model, outcome.method, [plan.prompts.lengths[batch].tolist() for batch in outcome.batches])
 
 
-def _time(plan: Plan, counters: Counters) -> None:
+def _time(run: Run, counters: Counters) -> None:
     """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
 
     With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
     The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
     """
+    plan = run.plan
     c, rng = plan.config, np.random.default_rng(plan.config.seed)
-    timer = PhaseTimer(*plan.devices, synchronizes="no-sync" not in plan.quirks)
+    timer = PhaseTimer(*plan.devices, synchronizes="no-sync" not in plan.faults)
     memory = PeakMemory(*plan.devices)
-    batches = sum(len(outcome.batches) for outcome in plan.timed)
+    batches = sum(len(outcome.batches) for outcome in run.timed)
     bar = tqdm(
         total=(c.warmup + c.repeats) * batches,
         desc=f"{c.metric} {c.protocol}",
@@ -152,11 +157,11 @@ def _time(plan: Plan, counters: Counters) -> None:
     )
     with bar, Sampler(counters, c.sampler_interval_s) as sampler:
         repeat = -c.warmup - 1
-        while (repeat := repeat + 1) < c.repeats or _go_on(plan, repeat):
+        while (repeat := repeat + 1) < c.repeats or _go_on(run, repeat):
             if repeat >= c.repeats:
                 bar.total += batches
-            for place, index in enumerate(rng.permutation(len(plan.timed))):
-                outcome = plan.timed[index]
+            for place, index in enumerate(rng.permutation(len(run.timed))):
+                outcome = run.timed[index]
                 if outcome.status != "ok":
                     continue
                 memory.reset()
@@ -173,23 +178,24 @@ def _time(plan: Plan, counters: Counters) -> None:
                 if repeat >= 0:
                     end, cpu = time.perf_counter(), CpuUse.since(before)
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
-        for outcome in plan.outcomes:
+        for outcome in run.outcomes:
             if outcome.passes and not all(done.usage.valid for done in outcome.passes):
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
 
 
-def _go_on(plan: Plan, done: int) -> bool:
+def _go_on(run: Run, done: int) -> bool:
     """Whether another repeat is wanted: an interval is wider than asked, and max_repeats is not reached."""
-    c = plan.config
-    going = [outcome for outcome in plan.outcomes if outcome.status == "ok"]
+    c = run.plan.config
+    going = [outcome for outcome in run.outcomes if outcome.status == "ok"]
     return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
 
 
-def _find_kernels(plan: Plan) -> None:
+def _find_kernels(run: Run) -> None:
     """Profile each method's cheapest batch, once all is timed: a profiler may leave something that costs time."""
-    for outcome in plan.timed:
+    plan = run.plan
+    for outcome in run.timed:
         if not outcome.passes or outcome.method.apart or outcome.engine is None:
             continue
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
@@ -225,7 +231,7 @@ def _timed_pass(
     plan: Plan, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int], skip: set[int]
 ) -> list[dict[str, Any]]:
     samples, share_s = [], 0.0
-    if outcome.bins and "untimed-packing" not in plan.quirks:
+    if outcome.bins and "untimed-packing" not in plan.faults:
         start = time.perf_counter()
         dataset_bins(plan.prompts.lengths, plan.config.batch_size, plan.pack)
         share_s = (time.perf_counter() - start) / len(outcome.batches)
@@ -234,16 +240,9 @@ def _timed_pass(
             numbers, phases = _timed_batch(plan, outcome, timer, number)
             if share_s:  # of packing the whole dataset, which every batch must have waited for
                 phases["plan"] += share_s
-            samples.append(records.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
+            samples.append(store.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
         bar.update()
     return samples
-
-
-def timed_seconds(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> list[float]:
-    """Seconds of each batch of one pass over a method's batches, timed as in a comparison."""
-    timer = PhaseTimer(*plan.devices)
-    outcome.engine = outcome.engine or make_engine(model, outcome.method, plan.how)
-    return [sum(_timed_batch(plan, outcome, timer, number)[1].values()) for number in range(len(outcome.batches))]
 
 
 def _timed_batch(
@@ -261,13 +260,13 @@ def _timed_batch(
         encoded = timed_tokenizer.encode(texts)
         token_ids = [np.asarray(ids[: c.dataset.max_tokens], dtype=np.int64) for ids in encoded]
         timer.lap("tokenize")
-    if "left-out-token" in plan.quirks and outcome.method.packs and c.metric == "prefill":
+    if "left-out-token" in plan.faults and outcome.method.packs and c.metric == "prefill":
         token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]
     done = engine.prefill(token_ids, timer, outcome.bins[number] if outcome.bins else None)
     phases = timer.stop()
     if done.measured_seconds is not None:
         phases, timer.host_seconds = {"forward": done.measured_seconds}, done.measured_seconds
-    if "untimed-packing" in plan.quirks and outcome.method.packs:
+    if "untimed-packing" in plan.faults and outcome.method.packs:
         del phases["plan"]
     numbers = {
         "prompts": len(batch),

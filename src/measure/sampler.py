@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from src.measure.nvml import NoCounters, NvmlCounters, Reading, SplitCounters, throttle_names
-from src.measure.process import ProcessCounters
+from .nvml import NoCounters, NvmlCounters, Reading, SplitCounters, throttle_names
+from .process import ProcessCounters
 
 VALID_WINDOWS = 5
 ANSWER_S = 5.0  # a driver that has not answered after this long is taken for hung

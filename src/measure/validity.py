@@ -1,7 +1,7 @@
-"""Whether a measurement may be believed: the rules, each with its reason in words. Plain numbers in, words out.
+"""Whether a measurement may be relied upon: the rules, each with its reason in words.
 
-What is worth knowing and speaks against nothing is a note: a data-centre GPU under full load is held by its power cap,
-and right after idling its clock takes a moment to rise.
+What a reader should know, and what makes no run invalid, is a note: a data-centre GPU under full load is held by its
+power cap, and right after idling its clock takes a moment to rise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from src.measure.process import BUSY, CpuUse
+from .process import BUSY, CpuUse
 
 CLOCK_MOVED = 0.10  # share of the highest clock by which readings of one run may differ
 STOLEN = 0.05  # share of the cores' time that the host of a virtual machine may give to others
@@ -21,7 +21,7 @@ ORDINARY = ("software power cap",)  # what holds clocks down in a GPU's ordinary
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one method's run; None or empty where it is not known, which is held against no one.
+    """What is known of one method's run. None or empty: not known; missing evidence never makes a run invalid.
 
     Attributes:
         sm_clocks_mhz: lowest and highest reading of the GPU's multiprocessor clock within the timed passes.
@@ -34,7 +34,7 @@ class Evidence:
         cpu_clocks_mhz: lowest and highest mean clock of the timed passes, on a CPU.
         tree_dirty: whether source files differ from the commit that is recorded.
         swapped_mb: how much of the process was swapped out during the run.
-        quirks: measuring faults that were on for demonstration.
+        faults: measuring faults that were on for demonstration.
     """
 
     pass_seconds: Sequence[float]
@@ -45,7 +45,7 @@ class Evidence:
     other_processes: int | None = None
     tree_dirty: bool | None = None
     swapped_mb: float | None = None
-    quirks: str | None = None
+    faults: str | None = None
     cpu: CpuUse = field(default_factory=CpuUse)
     cpu_clocks_mhz: tuple[float, float] | None = None
 
@@ -62,7 +62,7 @@ def invalid_reasons(seen: Evidence) -> list[str]:
         count = seen.other_processes
         reasons.append(f"{count} other process{'es' if count > 1 else ''} on the GPU")
     if len(seen.pass_seconds) >= REPEATS_TO_SETTLE:
-        # Than every later one: on a noisy machine one repeat or another is slow, and that is no matter of warm-up.
+        # Slower than every later one: on a noisy machine some repeat is always slow, and warm-up is not to blame.
         slower = seen.pass_seconds[0] / max(seen.pass_seconds[1:]) - 1
         if slower > UNSETTLED:
             reasons.append(f"warm-up did not settle (the first repeat took {100 * slower:.0f} % longer)")
@@ -74,13 +74,13 @@ def invalid_reasons(seen: Evidence) -> list[str]:
         reasons.append("the source tree has uncommitted changes")
     if seen.swapped_mb is not None and seen.swapped_mb > 0:
         reasons.append(f"{seen.swapped_mb:.1f} MB of the process were swapped out")
-    if seen.quirks:
-        reasons.append(f"measured with faults on purpose ({seen.quirks})")
+    if seen.faults:
+        reasons.append(f"measured with faults on purpose ({seen.faults})")
     return reasons
 
 
 def _taken(cpu: CpuUse) -> list[str]:
-    """What others took of the cores, where it is more than a measurement bears."""
+    """What others took of the cores, where it is more than a measurement tolerates."""
     said = []
     for share, most, what in (
         (cpu.other, BUSY, "other processes used {} of the processor meanwhile"),
@@ -93,7 +93,7 @@ def _taken(cpu: CpuUse) -> list[str]:
 
 
 def notes_of(seen: Evidence) -> list[str]:
-    """What a reader should know of this measurement, and what speaks against nothing."""
+    """What a reader should know of this measurement although it does not make it invalid."""
     notes = [f"the GPU was held by its {reason}" for reason in seen.throttle_reasons if reason in ORDINARY]
     if not seen.utilization_valid:
         notes.append("too few averaging windows for a utilization")

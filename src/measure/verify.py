@@ -1,4 +1,4 @@
-"""Right before fast: each method's first tokens, KV and, where asked for, continuations against each prompt alone."""
+"""Whether a method is right: first tokens, KV cache and, where asked for, continuations against each prompt alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from src.measure.timer import NoTimer
-from src.prefill.cache import new_cache
-from src.prefill.methods import Engine, Prefilled, TokenIds
-from src.prefill.packing import Bins
+from ..prefilling.cache import new_cache
+from ..prefilling.method import Engine, Prefilled, TokenIds
+from ..prefilling.packing import Bins
+from .timer import NoTimer
 
 # Largest allowed norm of a layer's KV difference over the norm of the layer. A wrong mask or position gives about 1;
 # rounding gives 1e-6 in float32 and a few hundredths in bfloat16 after tens of layers. Quantized products round

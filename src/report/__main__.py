@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.cli import guarded, parse_arguments
+from ..cli import guarded, parse_arguments
 
 
 @dataclass
@@ -20,8 +20,8 @@ class ReportSettings:
 
 def main() -> None:
     """Read the arguments, write the report, print where it is."""
-    settings = parse_arguments(ReportSettings, "src.report", sys.argv[1:])
-    from src.report.build import build  # after --help: pandas and matplotlib take a second
+    settings = parse_arguments(ReportSettings, "report", sys.argv[1:])
+    from .build import build  # after --help: pandas and matplotlib take a second
 
     written = build(Path(settings.results_dir), Path(settings.out_dir) if settings.out_dir else None)
     print(written[0].read_text(encoding="utf-8"))

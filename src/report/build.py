@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from src.cli import UserError
-from src.measure.machine import slug
-from src.measure.records import Record
-from src.report import aggregate, batch_sizes, beyond, experiments, memory, page, plots, tables, today
-from src.report.aggregate import Comparison
-from src.report.section import Section, Table
+from ..cli import UserError
+from ..places import command_line, slug
+from ..records import groups as groups_of
+from ..records.groups import Comparison
+from ..records.store import Record, read_all
+from . import page, plots, words
+from .cells import as_markdown
+from .comparison import comparison_table, phase_table
+from .section import Section, make, modules
 
 MOST_PANELS = 12  # of the plot of comparisons: the newest
 RATIOS = (
@@ -21,12 +24,6 @@ RATIOS = (
     "turns with the methods. Of limit: the least operations or bytes at this machine's measured rates. An offline "
     "method (*) needs all prompts in advance."
 )
-# In the order of the report: the paper's, then what goes beyond it.
-SECTIONS: tuple[Callable[[Sequence[Record]], Section], ...] = (
-    experiments.readme_table, experiments.time_by_dataset, batch_sizes.speedup_by_batch_size, experiments.dataset_level,
-    batch_sizes.batch_cost, batch_sizes.speedup_predictors, memory.memory_and_utilization, memory.largest_batch,
-    beyond.generation, today.today, today.traces, beyond.scaling, beyond.faults,
-)  # fmt: skip
 
 
 def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
@@ -39,19 +36,19 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     """
     if not results_dir.is_dir():
         raise UserError("results_dir", f"there is no folder '{results_dir}'", "name a folder that holds records")
-    groups = aggregate.comparisons(results_dir)
-    if not groups:
+    records = list(read_all(results_dir))
+    if not records:
         raise UserError(
             "results_dir",
             f"no readable record below '{results_dir}'",
-            "measure first: python -m src.run, make reproduce",
+            f"measure first: {command_line('run')}, {command_line('reproduce')}",
         )
     out_dir = out_dir or results_dir / "report"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir) as folder:
             draft = Path(folder)
-            _write(groups, results_dir, draft, out_dir)
+            _write(records, results_dir, draft, out_dir)
             written = []
             for file in sorted(draft.iterdir(), key=lambda file: (file.name != "summary.md", file.name)):
                 if file.is_dir():  # one of several machines'
@@ -65,24 +62,21 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     return written
 
 
-def sections_of(groups: list[Comparison]) -> dict[str, list[Section]]:
+def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
     """Every experiment's section, by the machine that it was measured on, with the software where that differs."""
-    records = [record for group in groups for record in group.shown]
-    names = aggregate.machines([record.row for record in records])
-    found = {
-        machine: [make([record for record in records if names[record.row.run_id] == machine]) for make in SECTIONS]
+    names = groups_of.machines([record.row for record in records])
+    return {
+        machine: [make(module, [record for record in records if names[record.row.run_id] == machine])
+                  for module in modules()]
         for machine in sorted(set(names.values()))
-    }
-    for section in (section for sections in found.values() for section in sections):
-        if not section.table.body:  # not run: no empty panel
-            section.table = Table((), ())
-    return found
+    }  # fmt: skip
 
 
-def _write(groups: list[Comparison], results_dir: Path, draft: Path, out_dir: Path) -> None:
-    every = [record for group in groups for record in (*group.shown, *group.others)]
-    names = aggregate.machines([record.row for record in every])
-    by_device = sections_of(groups)
+def _write(every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Path) -> None:
+    groups = groups_of.comparisons(every)
+    every = [record for group in groups for record in (*group.shown, *group.others)]  # speedups across runs filled in
+    names = groups_of.machines([record.row for record in every])
+    by_device = sections_of(every)
     (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     for device, sections in by_device.items():
         folder = draft if len(by_device) == 1 else draft / slug(device)
@@ -94,10 +88,10 @@ def _write(groups: list[Comparison], results_dir: Path, draft: Path, out_dir: Pa
             Path(os.path.relpath(record.folder, final)).as_posix() if inside and record.folder else record.row.run_id
             for record in records
         ]
-        measured = sum(bool(section.table.body) for section in sections)
+        measured = sum(bool(len(section.table)) for section in sections)
         subtitle = f"{measured} of {len(sections)} experiments were run, {len(records)} records."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
-    aggregate.summary(groups).to_csv(draft / "summary.csv", index=False)
+    groups_of.summary(groups).to_csv(draft / "summary.csv", index=False)
     newest = sorted(groups, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
     plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
     plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
@@ -107,20 +101,20 @@ def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> st
     """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
     parts = ["# Prefill measurements", ""]
     for device, sections in by_device.items():
-        if any(section.table.body for section in sections):
+        if any(len(section.table) for section in sections):
             parts += [f"## The paper's claims on {device}", "", *page.claims_lines(sections), ""]
     for device, sections in by_device.items():
         for section in sections:
-            if section.table.body:
+            if len(section.table):
                 parts += [f"## {section.title}, {device}", "", section.lead, ""]
-                parts += [tables.markdown(section.table.header, section.table.body), *tables.bullets(section.notes), ""]
-    names = aggregate.machines([row for group in groups for row in group.rows])
+                parts += [as_markdown(section.table), *words.bullets(section.notes), ""]
+    names = groups_of.machines([row for group in groups for row in group.rows])
     for group in groups:
         first = group.rows[0]
-        parts += [f"## {tables.title(first, names[first.run_id])}", "", tables.comparison_table(group.rows), ""]
+        parts += [f"## {words.title(first, names[first.run_id])}", "", comparison_table(group.rows), ""]
         if group.others:
             parts += [f"{len(group.others)} more measurements of these methods, of other runs: see summary.csv", ""]
-        parts += ["Mean seconds per batch by phase:", "", tables.phase_table(group.rows), ""]
-        parts += [tables.provenance(group.shown), ""]
+        parts += ["Mean seconds per batch by phase:", "", phase_table(group.rows), ""]
+        parts += [words.provenance(group.shown), ""]
     parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from src.measure.records import Record
-from src.measure.row import Row
-from src.report.tables import label
+from ..records.row import Row
+from ..records.store import Record
+from .words import label
 
 STATES = {True: "VALID", False: "INVALID", None: "not judged"}
 
@@ -91,7 +91,7 @@ def _facts(row: Row, made: dict[str, Any]) -> list[tuple[str, str]]:
         ("Settings", _joined(row.metric, f"protocol {row.protocol}", f"batch size {row.batch_size}",
                              f"{row.repeats} repeats", f"seed {row.seed}", row.dtype,
                              row.loadbit != "none" and f"{row.loadbit}-bit weights",
-                             row.quirks and f"with faults {row.quirks}", f"configuration {row.config_hash}")),
+                             row.faults and f"with faults {row.faults}", f"configuration {row.config_hash}")),
         ("Model", _joined(row.model, row.model_detail, f"{row.weights_source} weights")),
         ("Workload", _joined(row.dataset, row.dataset_detail, f"{row.num_prompts:,} prompts",
                              f"{row.num_batches:,} batches", f"fingerprint {row.workload_fingerprint}")),

@@ -9,14 +9,11 @@ import re
 import unicodedata
 from pathlib import Path
 
-from src.report import plots
-from src.report.section import Section, Table
-from src.report.tables import markdown
+from . import plots
+from .cells import Table, markdown
+from .section import Section
 
 TABLE_FILES, FIGURE_FILES = ("csv", "md", "tex"), plots.FORMATS
-
-# A number as tables write it, alone or before its unit, its interval or a footnote's sign: 6.21x [5.80, 6.60] ‡
-NUMBER = re.compile(r"[<>≤≥≈~±]?\s*([-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+−]?\d+)?)\s?[x×%]?(?=$|[\s\[*†‡])")
 
 # What LaTeX takes for a command, a ligature, or (* and [ after a line's end) an argument.
 TEX = {
@@ -38,11 +35,9 @@ def write_section(section: Section, folder: Path) -> list[Path]:
 
     Raises:
         OSError: a file cannot be written.
-        ValueError: a row of the table has more or fewer cells than its header.
     """
     written = []
     if section.table.header:
-        check(section.table)
         for kind, text in (("md", markdown_text(section)), ("tex", latex(section))):
             target = folder / f"{section.name}.{kind}"
             target.write_text(text, encoding="utf-8")
@@ -53,25 +48,12 @@ def write_section(section: Section, folder: Path) -> list[Path]:
     return written
 
 
-def check(table: Table) -> None:
-    """Nothing, where every row has a cell for each column and, where any row names records, all rows do.
-
-    Raises:
-        ValueError: the table is not so.
-    """
-    for row in table.body:
-        if len(row) != len(table.header):
-            raise ValueError(f"a row of {len(row)} cells below {len(table.header)} columns: {list(row)}")
-    if table.records and len(table.records) != len(table.body):
-        raise ValueError(f"{len(table.body)} rows, but records for {len(table.records)}")
-
-
 def _write_csv(table: Table, target: Path) -> Path:
     """The table, and in a last column the run ids that each row is from."""
     with target.open("w", encoding="utf-8", errors="replace", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow([*table.header, *(["records"] if table.records else [])])
-        for place, row in enumerate(table.body):
+        for place, row in enumerate(table.texts()):
             out.writerow([*row, *([" ".join(table.records[place])] if table.records else [])])
     return target
 
@@ -79,7 +61,7 @@ def _write_csv(table: Table, target: Path) -> Path:
 def markdown_text(section: Section) -> str:
     """Heading, lead, table and notes in Markdown; a pipe or a tag in a cell stays text."""
     line, given = markdown_line, section.table
-    table = markdown([*map(line, given.header)], [[*map(line, row)] for row in given.body])
+    table = markdown([*map(line, given.header)], [[*map(line, row)] for row in given.texts()])
     parts = [f"# {line(section.title)}", line(section.lead), table, "\n".join(f"- {line(n)}" for n in section.notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -92,8 +74,8 @@ def markdown_line(text: str) -> str:
 def latex(section: Section) -> str:
     """The table in LaTeX, for ``\\input``; it needs the package booktabs."""
     table = section.table
-    columns = "".join("r" if right else "l" for right in numeric_columns(table))
-    lines = [" & ".join(map(tex, row)) + r" \\" for row in table.body]
+    columns = "".join("r" if right else "l" for right in table.numeric())
+    lines = [" & ".join(map(tex, row)) + r" \\" for row in table.texts()]
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -132,19 +114,3 @@ def one_line(text: str) -> str:
     """``text`` with runs of white space as one space, and without control characters."""
     joined = " ".join(text.replace("\u00a0", "\0").split()).replace("\0", "\u00a0")
     return "".join(c for c in joined if unicodedata.category(c) not in {"Cc", "Cf", "Cs"})
-
-
-def sort_key(cell: str) -> float | None:
-    """The number that a cell begins with, None where it does not begin with one (``n/a``, ``oom``, empty)."""
-    found = NUMBER.match(cell.strip())
-    return float(found[1].replace(",", "").replace("−", "-")) if found else None
-
-
-def numeric_columns(table: Table) -> list[bool]:
-    """For each column whether it holds numbers: at least one, and for the rest words without any digit."""
-    result = []
-    for column in range(len(table.header)):
-        cells = [row[column] for row in table.body]
-        known = [cell for cell in cells if sort_key(cell) is not None]
-        result.append(bool(known) and all(cell in known or not re.search(r"\d", cell) for cell in cells))
-    return result

@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib import pyplot
 
-from src.measure.records import Record
-from src.report import files, svg
-from src.report.entries import Entry, anchor, entry, link, origin
-from src.report.section import VERDICTS, Section
+from ..records.store import Record
+from . import files, svg
+from .entries import Entry, anchor, entry, link, origin
+from .section import VERDICTS, Section
 
 PAGE = "report.html"
 MOST_CLAIM_LINES = 10
@@ -32,14 +32,23 @@ class Source:
     entry: Entry | None
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell as it is written, and the number that its column sorts by; empty where it holds none."""
+
+    text: str
+    key: str
+
+
 @dataclass
 class Part:
     """A section as the page shows it."""
 
     section: Section
     anchor: str
-    numeric: list[bool]
+    body: list[list[Cell]]
     sources: list[list[Source]]
+    numeric: list[bool]
     files: list[tuple[str, str]] = field(default_factory=list)
     svg_file: str = ""
     figure: Markup | None = None
@@ -60,7 +69,7 @@ def write_report(
 
     Raises:
         OSError: a file cannot be written.
-        ValueError: two sections share a name, or a table's rows do not fit its header.
+        ValueError: two sections share a name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as name:
@@ -93,8 +102,6 @@ def render(
         records: each with the relative path of its folder, as seen from the page.
         with_files: whether the files of ``files.write_section`` lie beside the page, to be linked to.
 
-    Raises:
-        ValueError: a row of a table does not fit its header.
     """
     taken: set[str] = set()
     entries = [entry(number, path, record, taken) for number, (path, record) in enumerate(records, start=1)]
@@ -110,7 +117,6 @@ def render(
         records=entries,
         origin=origin([record for _, record in records]),
         tally=[(verdict, verdicts.count(verdict)) for verdict in VERDICTS if verdict in verdicts],
-        sort_key=lambda cell: "" if (key := files.sort_key(cell)) is None else f"{key!r}",
     )
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text
 
@@ -138,9 +144,13 @@ def _parts(
     figures = tables = 0
     for section in sections:
         table = section.table
-        files.check(table)
+        cells = zip(table.texts(), table.sort_keys(), strict=True)
+        body = [
+            [Cell(text, "" if key is None else f"{key!r}") for text, key in zip(texts, keys, strict=True)]
+            for texts, keys in cells
+        ]
         sources = [[source for run_id in run_ids for source in _sources(run_id, by_run)] for run_ids in table.records]
-        part = Part(section, anchor("section", section.name, taken), files.numeric_columns(table), sources)
+        part = Part(section, anchor("section", section.name, taken), body, sources, table.numeric())
         if table.header:
             tables += 1
             part.table_number = tables

@@ -20,11 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from src import paper
-from src.measure.records import Record
-from src.measure.row import Row
-from src.prefill.methods import method_of
-from src.report.tables import UNITS, label, model_name, per_prompt, tells, title
+from .. import paper
+from ..interval import Interval
+from ..prefilling.methods import method_of
+from ..records.row import Row
+from ..records.store import Record
+from .cells import significant, tells
+from .comparison import per_prompt
+from .words import UNITS, label, model_name, title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
 # Methods that were added are grey.
@@ -79,22 +82,21 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
                 row.status, (0, place), xytext=(6, 0), textcoords="offset points", va="center", color="#B00020"
             )
             continue
-        mean, low, high = row.seconds_per_batch_mean, row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
+        mean = row.seconds_per_batch_mean
         if method_of(row.method).packs_dataset:  # seconds of a batch of bins are not to be set beside the others'
-            axes.annotate(f"batches of its own: {per_prompt(row)} ms a prompt", (0, place), xytext=(6, 0),
+            text = f"batches of its own: {significant(per_prompt(row) or 0)} ms a prompt"
+            axes.annotate(text, (0, place), xytext=(6, 0),
                           textcoords="offset points", va="center", color="#555555")  # fmt: skip
             continue
         axes.barh(place, mean, edgecolor="black", linewidth=0.6, height=0.62, **STYLE[row.method])
-        whisker(axes, place, mean, low, high, across=True)
+        whisker(axes, place, row.interval("seconds_per_batch_mean"), across=True)
         faster = row.speedup_over_full_batching
         text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
         axes.annotate(text, (mean, place), xytext=(6, 9), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     drawn = [row for row in rows if not method_of(row.method).packs_dataset]
-    axes.set_xlim(
-        0, room([row.seconds_per_batch_mean for row in drawn], [row.seconds_per_batch_ci_high for row in drawn])
-    )
+    axes.set_xlim(0, room(row.interval("seconds_per_batch_mean") for row in drawn))
     axes.set_xlabel(f"{UNITS[rows[0].metric]} seconds per batch (mean, 95 % interval)")
     axes.set_title("\n".join(textwrap.wrap(title(rows[0]).replace(" cores", "\u00a0cores"), 66)), fontsize=8)
     finish_axes(axes)
@@ -125,13 +127,10 @@ def bars(panel: Any, rows: Sequence[Row]) -> None:
             panel.annotate(row.status, (0, place), va="center", color="#B00020")
             continue
         panel.barh(place, row.seconds_per_batch_mean, 0.6, edgecolor="black", linewidth=0.6, **STYLE[row.method])
-        low, high = row.seconds_per_batch_ci_low, row.seconds_per_batch_ci_high
-        whisker(panel, place, row.seconds_per_batch_mean, low, high, across=True)
+        whisker(panel, place, row.interval("seconds_per_batch_mean"), across=True)
     panel.set_yticks(range(len(rows)), [label(row) for row in rows])
     panel.set_ylim(len(rows) - 0.4, -0.6)
-    panel.set_xlim(
-        0, room([row.seconds_per_batch_mean for row in rows], [row.seconds_per_batch_ci_high for row in rows])
-    )
+    panel.set_xlim(0, room(row.interval("seconds_per_batch_mean") for row in rows))
 
 
 def grouped_bars(
@@ -164,12 +163,12 @@ def legend(figure: Figure, methods: Iterable[str]) -> None:
     )
 
 
-def whisker(
-    panel: Any, place: float, value: float, low: float | None, high: float | None, across: bool = False,
-    color: str = "black",
-) -> None:  # fmt: skip
-    """A 95 % interval about a value, upright or across; ``finish_axes`` marks one that is missing or goes on."""
-    if low is None or high is None or not tells(low, high):
+def whisker(panel: Any, place: float, found: Interval | None, across: bool = False, color: str = "black") -> None:
+    """A 95 % interval about its value, upright or across; ``finish_axes`` marks one that is missing or goes on."""
+    if found is None:
+        return
+    value, low, high = found.value, found.low, found.high
+    if not tells(low, high):
         _WHISKERS.setdefault(panel, []).append(Whisker(place, value, None, None, across, color))
         return
     _WHISKERS.setdefault(panel, []).append(Whisker(place, value, low, high, across, color))
@@ -178,10 +177,11 @@ def whisker(
     panel.errorbar(*at, **error, color=color, capsize=2.5, linewidth=1)
 
 
-def room(values: Sequence[float | None], ends: Sequence[float | None]) -> float:
-    """How far an axis reaches: to the ends of intervals, but to twice the largest value at most."""
-    largest = max((value for value in values if value is not None), default=0.0)
-    farthest = max((end for end in ends if end is not None), default=0.0)
+def room(found: Iterable[Interval | None]) -> float:
+    """How far an axis reaches: to the ends of the intervals, but to twice the largest value at most."""
+    known = [each for each in found if each is not None]
+    largest = max((each.value for each in known), default=0.0)
+    farthest = max((each.high for each in known if not math.isnan(each.high)), default=0.0)
     return 1.35 * min(max(largest, farthest), 1.5 * largest) or 1.0
 
 

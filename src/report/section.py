@@ -1,12 +1,31 @@
-"""What the report is made of: for each experiment a section with its claims, its table and its figure."""
+"""What the report is made of: for each experiment a section with its claims, its table and its figure.
+
+The section of an experiment is the file of its name in ``sections/``. It holds
+
+- ``TITLE`` and ``LEAD``, and ``PLACE``, its place in the report;
+- ``select(records)``, what the section is about, from the records of the experiment;
+- ``table(found)``, ``claims(found)`` and ``figure(found)``, each from what ``select`` returned;
+- where they are needed ``notes(found)``, lines below the table, and ``TAKES``, the names of the experiments whose
+  records it takes, where those are not its own alone.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+from ..records.groups import comparisons
+from ..records.store import Record
+from . import sections
+from .cells import Table
+
 VERDICTS = ("agrees", "differs", "not run")
+NOT_RUN = "not run: nothing was recorded for it"
 
 
 @dataclass(frozen=True)
@@ -27,21 +46,6 @@ class Claim:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text: numbers are formatted already, units stand in the header.
-
-    Attributes:
-        header: one label per column; the first columns name what was measured, the others hold figures.
-        body: rows of as many cells.
-        records: for each row the run ids of the records that it is from.
-    """
-
-    header: Sequence[str]
-    body: Sequence[Sequence[str]]
-    records: Sequence[Sequence[str]] = ()
-
-
 @dataclass
 class Section:
     """One experiment in the report.
@@ -58,6 +62,39 @@ class Section:
     title: str
     lead: str
     claims: list[Claim] = field(default_factory=list)
-    table: Table = field(default_factory=lambda: Table((), ()))
+    table: Table = field(default_factory=Table)
     figure: Any = None
     notes: list[str] = field(default_factory=list)
+
+
+@functools.cache
+def modules() -> tuple[ModuleType, ...]:
+    """The files of ``sections/``, in the order of the report."""
+    names = [each.name for each in pkgutil.iter_modules(sections.__path__)]
+    found = [importlib.import_module(f"{sections.__name__}.{name}") for name in names]
+    return tuple(sorted(found, key=lambda module: (module.PLACE, module.__name__)))
+
+
+def name_of(module: ModuleType) -> str:
+    """The experiment that a file of ``sections/`` is about."""
+    return module.__name__.rpartition(".")[2]
+
+
+def make(module: ModuleType, records: Sequence[Record]) -> Section:
+    """The section of an experiment.
+
+    Args:
+        records: of one machine, whatever they were measured for; the section takes those of its experiment. Of the
+            same work measured several times one run is shown, whose methods took turns.
+    """
+    takes = getattr(module, "TAKES", (name_of(module),))
+    own = [record for record in records if record.row.experiment in takes]
+    found = module.select([record for group in comparisons(own) for record in group.shown])
+    table, claims = module.table(found), module.claims(found)
+    section = Section(name_of(module), module.TITLE, module.LEAD, claims)
+    if len(table):
+        section.table, section.figure = table, module.figure(found)
+        section.notes = module.notes(found) if hasattr(module, "notes") else []
+    elif not claims:
+        section.notes = [NOT_RUN]
+    return section

@@ -1,4 +1,4 @@
-"""The prompts of a local file, read as they stand: one field of text of jsonl, json, csv, parquet, or lines of txt.
+"""Reads the prompts of a local file: one field of text of jsonl, json, csv or parquet, or the lines of a txt file.
 
 Only the field that is asked for is read and judged. What other fields hold, or that they come late or change their
 type, makes no difference to the prompts. A file whose rows do not fit its header is refused with the line's number:
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.cli import UserError
+from ..cli import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CHARACTER_SETS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # by the byte-order mark that a file begins with

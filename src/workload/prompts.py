@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src import hub, paper
-from src.cli import UserError, warn
-from src.config import DatasetConfig
-from src.workload import files
-from src.workload.tokenizer import Tokenizer
+from .. import hub, paper
+from ..cli import UserError, warn
+from ..config import DatasetConfig
+from . import files
+from .tokenizer import Tokenizer
 
 PROFILE_DIR = Path(__file__).parent / "length_profiles"
 MADE_UP = ("equal",)  # shipped profiles whose lengths are those of no real dataset

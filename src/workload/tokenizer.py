@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,8 @@ def mistral_tokenizer() -> Tokenizer:
 
     model_file = importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"
     processor = SentencePieceProcessor(model_file=str(model_file))
-    return Tokenizer(
-        "mistral-7b-v0.1 (mistral-common)",
-        processor.vocab_size(),
-        lambda texts: processor.encode(list(texts), add_bos=True),
-    )
+    encode = functools.partial(_encode_with_sentencepiece, processor)
+    return Tokenizer("mistral-7b-v0.1 (mistral-common)", processor.vocab_size(), encode)
 
 
 def model_tokenizer(path: str, revision: str | None) -> Tokenizer:
@@ -40,4 +39,13 @@ def model_tokenizer(path: str, revision: str | None) -> Tokenizer:
     loaded = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     if not loaded("a prompt").input_ids:
         raise ValueError(f"{path} holds a tokenizer that gives no tokens")
-    return Tokenizer(path, len(loaded), lambda texts: loaded(list(texts)).input_ids)
+    return Tokenizer(path, len(loaded), functools.partial(_encode_with_transformers, loaded))
+
+
+# Functions of the module, so that a plan with its tokenizer can be sent to another process.
+def _encode_with_sentencepiece(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+    return processor.encode(list(texts), add_bos=True)  # type: ignore[no-any-return]
+
+
+def _encode_with_transformers(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts)).input_ids  # type: ignore[no-any-return]

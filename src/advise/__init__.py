@@ -1,0 +1,1 @@
+"""Which method and batch size to use, predicted from a short calibration."""

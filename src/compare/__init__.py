@@ -1,0 +1,1 @@
+"""Records of several machines or versions against those of a reference."""

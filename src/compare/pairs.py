@@ -1,0 +1,244 @@
+"""Which measurements of two sources are the same measurement, and how their times compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import stats
+from ..prefilling.methods import BASELINE, method_of
+from ..records.groups import place_of
+from ..records.row import HOW, WORK, Row, key, parts, value_of
+from .sources import Entry, Source
+
+# What tells two measurements apart, in the order in which a reader would ask. Some are not matched themselves, but say
+# why the workloads or the models differ. What identifies a measurement and is not named here comes after these.
+ASKED = (
+    "metric", "protocol", "model", "weights_source", "model_detail", "model_hash", "dataset", "dataset_source",
+    "dataset_detail", "dataset_max_tokens", "loadbit", "dtype", "forward", "max_tokens_per_forward", "packing",
+    "faults", "memory_limit_mb", "num_prompts", "batch_size", "seed",
+)  # fmt: skip
+MATCHED = parts(WORK, HOW)
+TOLD = tuple(dict.fromkeys([*ASKED, *(name for name in MATCHED if name != "method")]))
+# What a run decides by itself, from the machine or the network, unless it is told.
+DECIDED = {"dtype": "dtype", "weights_source": "model.weights", "dataset_source": "dataset.source"}
+# A method that failed before its model was looked at does not know these.
+UNKNOWN = (
+    "weights_source", "model_detail", "model_hash", "dataset_source", "dtype", "forward", "max_tokens_per_forward",
+    "packing", "faults", "workload_fingerprint",
+)  # fmt: skip
+FAILURES = (
+    "oom",
+    "timeout",
+    "error",
+    "incorrect",
+)  # not: gated, skipped, which speak of accounts and what is installed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same measurement in the reference and in another source.
+
+    Attributes:
+        ratio: time of the reference over time of the other: above 1, the other is faster. None where either failed.
+        speedups: over full-batching, in the reference and in the other; None where it is not known.
+        change: the other's speedup over the reference's.
+        paired: the ratio is from the samples of the same batches; else from the intervals of both means.
+    """
+
+    source: Source
+    reference: Entry
+    other: Entry
+    ratio: stats.Interval | None = None
+    speedups: tuple[stats.Interval | None, stats.Interval | None] = (None, None)
+    change: stats.Interval | None = None
+    paired: bool = False
+
+    @property
+    def row(self) -> Row:
+        """The row that names what was measured: a method that failed early does not know it whole."""
+        return self.reference.row if self.reference.row.workload_fingerprint else self.other.row
+
+    def slower_by(self, share: float) -> bool:
+        """Whether the whole interval of the other's time over the reference's lies beyond 1 + ``share``.
+
+        Without an interval the ratio itself counts: a check that nothing could fail would be none.
+        """
+        if self.ratio is None:
+            return False
+        return (self.ratio.high if self.has_interval else self.ratio.value) < 1 / (1 + share)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the ratio has one; of a single batch measured once there is none."""
+        return self.ratio is not None and not math.isnan(self.ratio.high)
+
+    @property
+    def fails_now(self) -> bool:
+        """Whether the reference has a time and the other failed."""
+        return self.reference.seconds is not None and self.other.row.status in FAILURES
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A measurement of ``source`` that ``other`` has nothing to compare with, and why."""
+
+    source: Source
+    other: Source
+    entry: Entry
+    reason: str
+
+
+@dataclass
+class Comparison:
+    """Every measurement of the sources, matched or not; the first source is the reference."""
+
+    sources: Sequence[Source]
+    pairs: list[Pair] = field(default_factory=list)
+    unmatched: list[Unmatched] = field(default_factory=list)
+
+
+def compare(sources: Sequence[Source]) -> Comparison:
+    """Match each source with the first, and compare the times of what matches."""
+    reference, found = sources[0], Comparison(sources)
+    for other in sources[1:]:
+        left = sorted(other.entries, key=_place)
+        for entry in sorted(reference.entries, key=_place):
+            twin = _twin(entry, left)
+            if twin is not None:
+                left.remove(twin)
+                found.pairs.append(_pair(reference, entry, other, twin))
+            else:
+                found.unmatched.append(Unmatched(reference, other, entry, _reason(entry, other.entries)))
+        for entry in left:
+            found.unmatched.append(Unmatched(other, reference, entry, _reason(entry, reference.entries)))
+    return found
+
+
+def group_of(row: Row) -> tuple[object, ...]:
+    """Equal for measurements that stand in one table: all that is matched but the method, and how it works."""
+    return key(row, WORK)
+
+
+def _place(entry: Entry) -> tuple[object, ...]:
+    row = entry.row
+    return (*map(str, group_of(row)), place_of(row.method), str(row.packing), str(row.forward))
+
+
+def _twin(entry: Entry, candidates: Sequence[Entry]) -> Entry | None:
+    """The measurement that matches."""
+    return next((each for each in candidates if not set(_differing(entry, each)) & set(MATCHED)), None)
+
+
+def _differing(a: Entry, b: Entry) -> list[str]:
+    """The columns that differ, of those that both know."""
+    planned = bool(a.row.workload_fingerprint and b.row.workload_fingerprint)
+    names = ["method", *(name for name in TOLD if planned or name not in UNKNOWN)]
+    unknown = a.unknown | b.unknown
+    different = [name for name in names if name not in unknown and value_of(a.row, name) != value_of(b.row, name)]
+    if None in (a.row.model_hash, b.row.model_hash):  # older files tell models apart by what they are called
+        different = [name for name in different if name != "model_hash"]
+        different = ["model_hash" if name == "model_detail" else name for name in different]
+    return different
+
+
+def _reason(entry: Entry, candidates: Sequence[Entry]) -> str:
+    """In what the nearest of the other side's measurements differs."""
+    row = entry.row
+    if twin := _twin(entry, candidates):
+        return f"{twin.row.status} there"  # a failure that was paired already
+    of_method = [candidate for candidate in candidates if candidate.row.method == row.method]
+    if not of_method:
+        return "not measured there"
+    nearest = min(of_method, key=lambda other: len(set(_differing(entry, other)) & set(MATCHED)))
+    name = _differing(entry, nearest)[0]
+    here, there = (_said(value_of(each, name)) for each in (row, nearest.row))
+    if setting := DECIDED.get(name):
+        return f"{name} differs: {here}, {there} (set {setting} on both)"
+    return f"{name}: {here} here, {there} there"
+
+
+def _said(value: object) -> str:
+    return "none" if value is None or value == "" else f"{value}"
+
+
+def _pair(reference: Source, a: Entry, other: Source, b: Entry) -> Pair:
+    here, there = _speedup(a, reference), _speedup(b, other)
+    if a.seconds is None or b.seconds is None:
+        return Pair(other, a, b, speedups=(here, there))
+    ratio, paired = _ratio(a, b)
+    change = None
+    if here is not None and there is not None:
+        bases = _beside(a, reference), _beside(b, other)
+        own = _samples(a), _samples(b)
+        if paired and bases[0] is not None and bases[1] is not None and own[0] is not None and own[1] is not None:
+            change = stats.speedup_between_runs((bases[0], own[0]), (bases[1], own[1]), _batches_are_draws(a.row))
+        else:
+            change = stats.ratio_of_intervals(there, here)
+    return Pair(other, a, b, ratio, (here, there), change, paired)
+
+
+def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
+    """Time of ``a`` over time of ``b``, two runs of their own, and whether from the samples of the same batches."""
+    samples, draws = (_samples(a), _samples(b)), _batches_are_draws(a.row)
+    if samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1]):
+        means = [entry.row.interval("seconds_per_batch_mean") for entry in (a, b)]
+        assert means[0] is not None
+        assert means[1] is not None
+        return stats.ratio_of_intervals(means[0], means[1]), False
+    return stats.between_runs(samples[0], samples[1], draws), True
+
+
+def _batches_are_draws(row: Row) -> bool:
+    return not method_of(row.method).needs_dataset and "own-shuffle" not in (row.faults or "")
+
+
+def _samples(entry: Entry) -> stats.Seconds | None:
+    """Seconds [repeats, batches] of a record, None where they are not there whole."""
+    try:
+        seconds = entry.record.seconds() if entry.record else None
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = seconds is not None and seconds.size and np.isfinite(seconds).all() and (seconds > 0).all()
+    return seconds if whole else None
+
+
+def _baseline(entry: Entry, source: Source) -> Entry | None:
+    """Full-batching on the same workload in the same source, where it has a time."""
+    wanted, forward = group_of(entry.row), _forward(entry.row)
+    for other in source.entries:
+        alike = group_of(other.row) == wanted and other.machine == entry.machine
+        same = other.row.method == BASELINE and alike and other.seconds is not None
+        # A serving engine has a forward of its own, and stands beside the methods whatever theirs is.
+        if same and forward in {(None, None), _forward(other.row)}:
+            return other
+    return None
+
+
+def _forward(row: Row) -> tuple[object, object]:
+    return value_of(row, "forward"), row.max_tokens_per_forward
+
+
+def _beside(entry: Entry, source: Source) -> stats.Seconds | None:
+    """Full-batching's samples from the same process, which took turns with this method."""
+    base = _baseline(entry, source)
+    if base is None or base.row.comparison_id != entry.row.comparison_id:
+        return None
+    own, seconds = _samples(entry), _samples(base)
+    if own is None or seconds is None or len(own) != len(seconds):
+        return None
+    return seconds if own.shape == seconds.shape or not _batches_are_draws(entry.row) else None
+
+
+def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
+    """Over full-batching: as the row says, else from records of runs of their own."""
+    row = entry.row
+    if entry.seconds is None or row.method == BASELINE:
+        return None
+    if row.speedup_over_full_batching is not None:
+        return row.interval("speedup_over_full_batching")
+    base = _baseline(entry, source)
+    return _ratio(base, entry)[0] if base else None

@@ -1,0 +1,160 @@
+"""Hydra's composition of settings into a checked ``Config``, and names for models and datasets of one's own."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from . import places
+from .cli import UserError
+from .config import CONFIG_DIR, Config, DatasetConfig, ModelConfig, check
+
+
+def register_schemas() -> None:
+    """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("command_line", places.command_line, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    store.store(group="model", name="model_schema", node=ModelConfig)
+    store.store(group="dataset", name="dataset_schema", node=DatasetConfig)
+
+
+@functools.cache
+def _scratch() -> str:
+    """A folder that is gone when the program ends."""
+    folder = tempfile.mkdtemp(prefix="prepack-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _by_scale(gpu: Any, cpu: Any, *, _root_: Any) -> Any:
+    """``${by_scale:for a GPU, for a CPU}``: an experiment has both sizes in one file."""
+    scale, device = str(_root_.get("scale", "auto")), str(_root_.get("device", "auto"))
+    if scale == "auto":
+        has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device == "auto" else device.startswith("cuda")
+        scale = "gpu" if has_gpu else "cpu"
+    return gpu if scale == "gpu" else cpu
+
+
+def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+    """Compose configs/config.yaml with ``overrides``, outside of a Hydra application.
+
+    Returns:
+        The validated configuration, and the sweep an experiment file asks for (``{"metric": "prefill,ttft"}``).
+
+    Raises:
+        HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
+    """
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composed = hydra_compose("config", list(overrides), return_hydra_config=True)
+        sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return typed(composed), sweep
+
+
+def typed(composed: Any) -> Config:
+    """Turn Hydra's composed config into the checked dataclass.
+
+    Raises:
+        UserError: a value outside its choices or limits, naming the setting.
+    """
+    _check_keys(composed)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    assert isinstance(config, Config)
+    _name_own_model(config.model)
+    _name_own_dataset(config.dataset)
+    check(config)
+    return config
+
+
+def _check_keys(composed: Any) -> None:
+    """Hydra's ``+key=value`` adds keys, and a merge passes over those that the dataclasses lack: here none is."""
+    for prefix, schema in (("", Config), ("model.", ModelConfig), ("dataset.", DatasetConfig)):
+        given = composed.get(prefix[:-1]) if prefix else composed
+        known = {known.name for known in fields(schema)}
+        for key in map(str, given or ()):
+            if key not in known:
+                raise UserError(
+                    f"{prefix}{key}",
+                    "there is no such setting",
+                    f"`{places.command_line('run')} --help` lists them all",
+                )
+
+
+def _name_own_model(model: ModelConfig) -> None:
+    """A model.path other than the chosen YAML's is another model, with a name of its own.
+
+    So no row bears a shipped name for another one's weights, and random weights of the shipped shape never stand in
+    for it.
+    """
+    shipped = _shipped("model", model.name)
+    if shipped and model.path and shipped.get("path") != model.path:
+        model.name, model.architecture = _own_name("model", model.path), None
+    elif shipped and model.architecture != shipped.get("architecture"):
+        model.name = f"own-{model.name}"
+
+
+# What says which prompts a dataset is. Cutting them (max_tokens) leaves it the same dataset, and a row says so.
+DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "profile")
+
+
+def _name_own_dataset(dataset: DatasetConfig) -> None:
+    """Prompts other than the chosen YAML's, whichever way they come in, have a name of their own.
+
+    So no row bears a shipped name for other prompts, which would be judged by what the paper claims on those, and the
+    shipped length profile never stands in for them.
+
+    Raises:
+        UserError: a file is named that is not read.
+    """
+    shipped = _shipped("dataset", dataset.name)
+    if not shipped:
+        return
+    default = DatasetConfig()
+    changed = {name for name in DATA if getattr(dataset, name) != shipped.get(name, getattr(default, name))}
+    if "path" in changed and dataset.source in ("auto", shipped.get("source")):
+        dataset.source = "file"
+    elif "path" in changed and dataset.source != "file":
+        problem = f"a file is named, but dataset.source={dataset.source} reads none"
+        raise UserError("dataset.path", problem, "add dataset.source=file, or leave the path out")
+    elif dataset.source == "auto" and "profile" in changed and "hub_id" not in changed:
+        dataset.source = "profile"  # it was not given as what the shipped dataset falls back to
+    # What the source does not read changes no prompt.
+    read = {"file": {"path", "text_field"}, "profile": {"profile"}}.get(dataset.source, set(DATA) - {"path", "profile"})
+    if not changed & read:
+        return
+    named_by = {"file": dataset.path, "profile": dataset.profile}.get(dataset.source, dataset.hub_id)
+    other = changed & {"path", "profile", "hub_id"} & read
+    dataset.name = _own_name("dataset", str(named_by)) if other else f"own-{dataset.name}"
+    if dataset.source != "profile" and dataset.profile == shipped.get("profile"):
+        dataset.profile = None
+
+
+def _shipped(group: str, name: str) -> dict[str, Any] | None:
+    file = CONFIG_DIR / group / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
+
+
+def _own_name(group: str, path: str) -> str:
+    """The last part of a path as a name that no shipped one has."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).strip("-.") or "own"
+    taken = any((CONFIG_DIR / group / f"{each}.yaml").is_file() for each in (name, Path(name).stem))
+    return f"own-{name}" if taken else name

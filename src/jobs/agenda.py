@@ -1,0 +1,163 @@
+"""What is to be measured, in which order, how long it takes, and what of it fits into the given time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..compose import compose
+from ..measure.plan import Plan, prepare
+from .apart import BROKEN_OFF, run_apart
+from .duration import in_words
+from .experiments import priority_of
+from .forecast import Clock, Forecast
+from .largest_batch import OutOfTime, search
+from .largest_batch import seconds as seconds_of_search
+
+OVERTIME = 0.15  # share of the minutes given that a comparison may run on beyond them before it is broken off
+NAMED = 4  # comparisons of an experiment that are named where they are left out
+
+
+@dataclass
+class Task:
+    """A comparison of an experiment; of the search, the ones that it begins with."""
+
+    experiment: str
+    overrides: list[str]
+    plans: list[Plan]
+    searches: bool  # for the largest batch: it measures more than one
+    estimated_s: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """Names it for people."""
+        first = self.plans[0]
+        return f"on {first.config.dataset.name}" if self.searches else first.comparison_id
+
+    @property
+    def priority(self) -> int:
+        """Its place: what tells most has the lowest."""
+        return priority_of(self.plans[0].config)
+
+
+def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> list[Task]:
+    """Every comparison once, in the order of the experiments.
+
+    Args:
+        runs: by experiment the overrides of each of its runs.
+        searched: the experiment whose runs are searches.
+    """
+    found: dict[str, Task] = {}
+    for name, each in runs.items():
+        for one in each:
+            config, _ = compose(one)
+            each_method = [replace(config, methods=[method]) for method in config.compared_methods]
+            begins = each_method if name == searched else [config]
+            task = Task(name, one, [prepare(begin) for begin in begins], name == searched)
+            found.setdefault(f"{task.searches} {task.plans[0].comparison_id}", task)
+    return list(found.values())
+
+
+def estimate(task: Task, forecast: Forecast) -> float:
+    """Seconds that it will take."""
+    return seconds_of_search(task.plans, forecast.seconds) if task.searches else forecast.seconds(task.plans[0])
+
+
+def announcement(
+    names: Sequence[str], tasks: list[Task], new: list[Task], report_s: float, minutes: float | None
+) -> str:
+    """What each experiment and the whole will take."""
+    lines = ["", "what it takes, estimated:"]
+    for name in names:
+        every, ours = ([task for task in some if task.experiment == name] for some in (tasks, new))
+        if not every:
+            lines.append(f"  {name}: its comparisons are among those of the others")
+            continue
+        counted = _counted(len(every), "search" if every[0].searches else "comparison")
+        recorded = f", {len(every) - len(ours)} of them recorded already" if len(every) > len(ours) else ""
+        most = "at most " if every[0].searches else ""
+        time_ = f", {most}about {in_words(sum(task.estimated_s for task in ours))}" if ours else ""
+        lines.append(f"  {name}: {counted}{recorded}{time_}")
+    whole_s = sum(task.estimated_s for task in new) + report_s
+    lines.append(f"  all of it, with the report: about {in_words(whole_s)}")
+    if minutes is not None:
+        lines.append(f"within {minutes:g} minutes: what tells most first; what does not fit is left for the next call")
+    return "\n".join(lines)
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}{'es' if name.endswith('ch') else 's'}"
+
+
+class _BrokenOff(Exception):
+    """A comparison took longer than what was left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock) -> tuple[int, list[Task]]:
+    """Measure what fits into the time, what tells most first; the worst exit code, and what was left out."""
+    worst, waiting, left_out, said = 0, list(new), list[Task](), ""
+
+    def fits(plan: Plan) -> bool:
+        return forecast.seconds(plan) <= clock.left_s - forecast.report_s
+
+    def measured(plan: Plan) -> None:
+        nonlocal worst, said
+        if task.experiment != said:
+            print(f"\n== {task.experiment}", flush=True)
+            said = task.experiment
+        print(flush=True)
+        worst = max(worst, _run(plan, forecast, clock))
+
+    while waiting:
+        # Of those that tell as much the cheapest first, where time ends: so more of them fit. Else as they come.
+        task = min(waiting, key=lambda task: (task.priority, task.estimated_s if clock.ends else 0))
+        waiting.remove(task)
+        try:
+            if task.searches:
+                search(task.overrides, results_dir, fits, measured)
+            elif fits(task.plans[0]):
+                measured(task.plans[0])
+            else:
+                left_out.append(task)
+        except OutOfTime:
+            left_out.append(task)
+        except _BrokenOff as ended:
+            left_out.append(task)
+            taken, was = in_words(ended.seconds), in_words(task.estimated_s)
+            print(f"broken off after {taken}: it was estimated to take {was}, and the time is over", flush=True)
+    for task in left_out:
+        task.estimated_s = estimate(task, forecast)
+    return worst, left_out
+
+
+def _run(plan: Plan, forecast: Forecast, clock: Clock) -> int:
+    """Measure one comparison and learn from the time it took.
+
+    Raises:
+        _BrokenOff: the time for all of them was over, and more.
+    """
+    began_s, over_s = time.monotonic(), clock.grace_s(OVERTIME)
+    code = run_apart(plan.config, plan, None if over_s is None else max(1.0, over_s - forecast.report_s))
+    seconds = time.monotonic() - began_s
+    if code in {0, BROKEN_OFF}:  # how long it takes to fail tells nothing
+        forecast.took(plan, seconds, finished=code == 0)
+    if code == BROKEN_OFF:
+        raise _BrokenOff(seconds)
+    return code
+
+
+def left_out_in_words(tasks: list[Task]) -> str:
+    """What did not fit into the minutes given, by experiment."""
+    lines = []
+    for name in dict.fromkeys(task.experiment for task in tasks):
+        ours = [task for task in tasks if task.experiment == name]
+        counted = _counted(len(ours), "search" if ours[0].searches else "comparison")
+        lines.append(f"left out: {name}: {counted}, about {in_words(sum(task.estimated_s for task in ours))}")
+        lines += [f"  {task.title}: about {in_words(task.estimated_s)}" for task in ours[:NAMED]]
+        lines += [f"  and {len(ours) - NAMED} more"] if len(ours) > NAMED else []
+    return "\n".join([*lines, "the same command goes on with these"])

@@ -1,0 +1,60 @@
+"""A rough estimate of how long a comparison takes, from its operations, a measured rate and what comes on top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..measure.plan import Plan
+from ..prefilling.shape import Shape
+from ..prefilling.vllm import driver
+
+REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
+START_S = {"cpu": 1.0, "cuda": 5.0}  # a process, the device, libraries; on a GPU its context and first kernels
+RATES_S = {"cpu": 1.8, "cuda": 1.5}  # measuring the rates of products and copies, for the limit
+DRAWN_PER_S = {"cpu": 1e8, "cuda": 2e9}  # weights drawn at random
+ALONE_S = {"cpu": 0.003, "cuda": 0.03}  # of a prompt that is verified, beside its operations: many small kernels
+WINDOWS_S = {"cpu": 0.6, "cuda": 5.0}  # a pass that is shorter is looped for its utilization
+ENGINE_S = {"continuous-batching": 3.0, "vllm": 90.0}  # starting a serving engine
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a comparison's time is made of: ``fixed_s`` seconds around the forwards, and ``operations`` in them."""
+
+    fixed_s: float
+    operations: float
+
+
+def parts_of(plan: Plan, times: float = 1.0) -> Parts:
+    """Reckon a comparison: verification, warm-up and timed passes of each method, and what is done around them.
+
+    Args:
+        times: reckon as if it had so many times as many prompts in each batch.
+    """
+    shape, c, kind = Shape.of(plan.source.config), plan.config, plan.device.type
+    fixed_s = START_S[kind] + (shape.layer_parameters + shape.vocabulary) / DRAWN_PER_S[kind] + c.sampler_overhead_s
+    fixed_s += RATES_S[kind] if c.ideal else 0.0
+    operations = 0.0
+    for assignment in [*plan.methods, *([plan.ideal] if plan.ideal else [])]:
+        if assignment.method.apart and not driver.installed():
+            continue
+        batches = [
+            shape.operations(*size, plan.logit_positions(*size, batch))
+            for batch, size in zip(assignment.batches, assignment.shapes, strict=True)
+        ]
+        hardest = sorted(batches)[-c.verify_batches :]
+        operations += (c.warmup + c.repeats) * sum(batches)
+        fixed_s += ENGINE_S.get(assignment.method.name, 0.0)
+        if assignment is not plan.ideal:
+            prompts = times * len(hardest) * c.batch_size
+            operations += 2 * sum(hardest)  # by the method, and each prompt alone
+            fixed_s += prompts * ALONE_S[kind] * (1 + c.generate_tokens)
+            fixed_s += min(c.utilization_loop_s, WINDOWS_S[kind])
+    return Parts(fixed_s, times * operations)
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``7 min`` or ``3 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,87 @@
+"""Experiments measured, on this machine or on the nodes of a cluster, and then reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..measure.machine import device_name, machine_slug, pick_device
+from ..records import store
+from ..report.build import RATIOS, build
+from ..report.comparison import ratio_table
+from . import agenda, cluster
+from .experiments import small, sweep
+from .forecast import Clock, Forecast
+from .largest_batch import search
+
+SEARCHED = "largest_batch"  # the experiment whose runs are searches
+RATIOS_OF = ("bench_today", "bench_traces")  # experiments whose ratios are printed, too
+
+
+def here(
+    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, minutes: float | None, began_s: float
+) -> int:
+    """Plan all runs, say what they will take, measure them, write the report. 1 where a method failed.
+
+    Args:
+        names: of the experiments.
+        scale: ``auto``, ``cpu`` or ``gpu``.
+        results_dir: None for this machine's folder.
+        smoke: of each experiment one comparison of a few prompts.
+        minutes: None for as long as it takes.
+        began_s: when the program began, by ``time.monotonic``.
+    """
+    clock = Clock(None if minutes is None else 60 * minutes, began_s)
+    device = pick_device("cuda" if scale == "gpu" else "cpu" if scale == "cpu" else "auto")
+    scale = "gpu" if device.type == "cuda" else "cpu"
+    folder = Path(results_dir or Path("results") / machine_slug(device))
+    why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
+    print(f"{scale} scale on {device_name(device)}{why}; records and report: {folder}", flush=True)
+    tasks = agenda.tasks_of(_runs(names, scale, str(device), folder, smoke), None if smoke else SEARCHED)
+    new = [task for task in tasks if task.searches or task.plans[0].recorded() is None]
+    forecast = Forecast(folder)
+    for task in new:
+        task.estimated_s = agenda.estimate(task, forecast)
+    print(agenda.announcement(names, tasks, new, forecast.report_s, minutes), flush=True)
+    worst, left_out = agenda.measure(new, folder, forecast, clock)
+    if any(name in RATIOS_OF for name in names):
+        measured = [task.plans[0].recorded() or [] for task in tasks if task.experiment in RATIOS_OF]
+        print(f"\n{ratio_table(measured)}\n\n{RATIOS}", flush=True)
+    if left_out:
+        print(f"\n{agenda.left_out_in_words(left_out)}", flush=True)
+    if left_out and next(store.read_all(folder), None) is None:
+        print("\nno report: nothing is recorded yet; give more minutes")
+        return 1
+    report_began_s = time.monotonic()
+    print("\nreport:", *build(folder), sep="\n  ")
+    forecast.report_took(time.monotonic() - report_began_s)
+    return worst
+
+
+def on_cluster(
+    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, chosen: Mapping[str, Any]
+) -> int:
+    """The same on the nodes of a SLURM cluster: this machine submits, waits, and writes the report.
+
+    Args:
+        chosen: settings of the launcher.
+    """
+    partition, has_gpus = cluster.partition(chosen)
+    # This machine's own devices and name say nothing of the nodes that will measure.
+    scale = scale if scale != "auto" else "gpu" if has_gpus else "cpu"
+    folder = Path(results_dir or f"results/slurm-{partition.replace(',', '-')}-{scale}").resolve()
+    launcher = cluster.settings(scale, chosen)
+    print(f"{scale} scale in SLURM's partition {partition}; records and report: {folder}", flush=True)
+    runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke)
+    worst = cluster.measure(cluster.tasks(runs, "" if smoke else SEARCHED, folder), folder, launcher, search)
+    print("\nreport:", *build(folder), sep="\n  ")
+    return worst
+
+
+def _runs(names: Sequence[str], scale: str, device: str, folder: Path, smoke: bool) -> dict[str, list[list[str]]]:
+    """By experiment the overrides of each of its runs."""
+    common = [f"scale={scale}", f"device={device}", f"results_dir='{folder}'"]
+    runs = {name: sweep(name, common) for name in names}
+    return {name: small(each) for name, each in runs.items()} if smoke else runs

@@ -1,0 +1,100 @@
+"""The process that measuring ones are forked from: it has imported what they need, and computes nothing itself.
+
+Importing takes longer than many a measurement. A fork of a process that has imported everything, and has neither
+started a thread pool nor touched a GPU, is as clean as a new process, and is there at once. ``apart.py`` starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_is, report
+from ..config import Config
+
+EXIT_CRASHED = 70
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the parent is gone, however that came about (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel was asked
+        os._exit(EXIT_INTERRUPTED)
+
+
+def limit_memory(megabytes: int | None) -> None:
+    """Let allocations of this process beyond ``megabytes`` fail, so that they become rows instead of a dead machine.
+
+    Counts the process's private writable memory (RLIMIT_DATA), not mapped files or the GPU's.
+    """
+    if megabytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def main() -> int:
+    """Fork for each configuration that comes in, and tell the parent what became of it."""
+    print_whatever_there_is()
+    connection, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    end_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        from . import worker  # here, for the file of a method that was added may be wrong
+    except UserError as error:
+        return report(error)
+    gc.freeze()  # a collection in a fork then leaves the pages that it shares with this process alone
+    with connection, connection.makefile("rw", encoding="utf-8") as pipe:
+        while line := pipe.readline():
+            template = os.getpid()
+            if not (child := os.fork()):
+                connection.close()
+                end_with_parent(template)
+                return _measured(worker.measure_and_print, **json.loads(line))
+            pipe.write(f"{child}\n")
+            pipe.flush()
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            pipe.write(f"{code}\n")
+            pipe.flush()
+    return 0
+
+
+def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | None) -> int:
+    """In the fork: measure, and leave word of what went wrong.
+
+    Args:
+        plan: a file with the pickled plan, where the parent has made it.
+    """
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), config))
+    assert isinstance(typed, Config)
+    limit_memory(typed.memory_limit_mb)
+    path = Path(pending)
+    try:
+        return int(measure(typed, pickle.loads(Path(plan).read_bytes()) if plan else None, path))
+    except BAD_INPUT as error:
+        return report(error)
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(content | {"reason": f"{type(error).__name__}: {error}"}), encoding="utf-8")
+        return EXIT_CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Measures one configuration in this process, and prints its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..config import Config
+from ..hub import GatedError
+from ..measure import gpus
+from ..measure.machine import manifest, pick_device
+from ..measure.outcome import Run
+from ..measure.plan import Plan, prepare, results_dir_of
+from ..measure.rows import failed_before_planning, to_records
+from ..measure.runner import measure
+from ..records import store
+from ..records.store import Record
+from ..report.comparison import comparison_table
+from ..report.words import title
+from .duration import in_words
+from .forecast import Forecast
+
+
+def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | None = None) -> int:
+    """Measure one configuration and print its table. Returns 0, or 1 where a method failed.
+
+    Args:
+        plan: the configuration's plan, where another process has made it already.
+        pending: where to leave the rows that stand if this process never comes back.
+    """
+    gpus.open_here(pick_device(config.device))
+    try:
+        plan = plan or prepare(config)
+    except GatedError as error:
+        for record in failed_before_planning(config, "gated", str(error)):
+            store.write(record, results_dir_of(config))
+        raise
+    if pending:
+        write_pending(pending, plan.results_dir, to_records(Run(plan), manifest(plan.device)))
+    if config.rerun or plan.recorded() is None:
+        time = in_words(Forecast(plan.results_dir).seconds(plan))
+        print(f"measuring {', '.join(config.compared_methods)}: about {time}", flush=True)
+    rows = [record.row for record in measure(plan)]
+    print(f"\n{title(rows[0])}\n\n{comparison_table(rows)}\n\nrecords: {plan.results_dir}", flush=True)
+    return int(any(row.status not in {"ok", "skipped"} for row in rows))
+
+
+def write_pending(path: Path, results_dir: Path, rows: list[Record], reason: str | None = None) -> None:
+    """Leave rows for the parent to complete."""
+    content = {
+        "results_dir": str(results_dir.resolve()),
+        "records": [asdict(record) for record in rows],
+        "reason": reason,
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")

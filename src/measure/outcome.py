@@ -1,0 +1,112 @@
+"""What happens while a plan is carried out: engines, verification, passes, failures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cli import warn
+from ..prefilling.method import Engine, Method
+from ..prefilling.packing import Bins
+from ..workload.batches import Batch
+from .memory import Peak
+from .plan import Assignment, Plan
+from .process import CpuUse
+from .rates import Rates
+from .sampler import Usage
+from .verify import Verification
+
+
+@dataclass
+class Pass:
+    """One timed pass of a method over all its batches."""
+
+    samples: list[dict[str, Any]]
+    wall_seconds: float
+    usage: Usage
+    peak: Peak
+    cpu: CpuUse = field(default_factory=CpuUse)
+
+
+@dataclass
+class UsageLoop:
+    """What was seen while a method's batches ran again and again, untimed, because its passes are too short."""
+
+    usage: Usage
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """What became of one method: its passes, or why there are none."""
+
+    assignment: Assignment
+    engine: Engine | None = None  # while a comparison runs
+    attention: str | None = None
+    kernel: str | None = None  # of attention, as one profiled pass showed it
+    verification: Verification = field(default_factory=Verification)
+    verified_batches: set[int] = field(default_factory=set)
+    passes: list[Pass] = field(default_factory=list)
+    loop: UsageLoop | None = None
+    status: str = "ok"
+    reason: str | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method."""
+        return self.assignment.method
+
+    @property
+    def batches(self) -> list[Batch]:
+        """Its batches."""
+        return self.assignment.batches
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and width of each batch's forward."""
+        return self.assignment.shapes
+
+    @property
+    def bins(self) -> list[Bins] | None:
+        """Each batch's bins, where the whole dataset was packed."""
+        return self.assignment.bins
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Seconds of each sample, [repeats, batches]."""
+        return np.array([[sample["seconds"] for sample in done.samples] for done in self.passes])
+
+    def fail(self, status: str, reason: str) -> None:
+        """Take the method out of the comparison; it keeps a row that says why."""
+        self.status, self.reason, self.passes = status, reason, []
+        warn(f"{self.method.name}: {status}, {reason}")
+
+
+@dataclass
+class Run:
+    """A plan while it is carried out.
+
+    Attributes:
+        outcomes: what became of each method, in the order of the plan.
+        ideal: what became of the dense forward that is timed beside them; None where it was not asked for.
+        rates: of this machine, once they are measured.
+        split: which layers are on which GPU, once they are loaded.
+    """
+
+    plan: Plan
+    outcomes: list[Outcome] = field(init=False)
+    ideal: Outcome | None = field(init=False)
+    rates: Rates | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        self.outcomes = [Outcome(each) for each in self.plan.methods]
+        self.ideal = Outcome(self.plan.ideal) if self.plan.ideal else None
+
+    @property
+    def timed(self) -> list[Outcome]:
+        """The outcomes whose batches are timed, in turns."""
+        return [*self.outcomes, *([self.ideal] if self.ideal else [])]

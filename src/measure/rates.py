@@ -1,0 +1,109 @@
+"""The rates that this machine reaches: operations of matrix products and bytes of copies, a second."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from .process import available_mb
+
+SMALLEST_PRODUCT = 128
+LARGEST_PRODUCT = {"cpu": 4096, "cuda": 16384}
+USUAL_PRODUCT_SECONDS = 0.02
+PRODUCTS = 5  # of each size
+PRODUCT_SECONDS = 0.8
+
+BUFFER_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}  # several times the last cache of each kind
+SHARE_OF_MEMORY = 1 / 8  # the most that one of the two buffers takes of what is free
+LEAST_BUFFER_BYTES = 2**20
+COPIES = 6
+COPY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine reached: ``operations_per_s`` of matrix products, ``bytes_per_s`` read plus written."""
+
+    operations_per_s: float
+    bytes_per_s: float
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure both rates, in about two seconds at most."""
+    return Rates(matmul_rate(device, dtype), copy_bandwidth(device))
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a copy within the device's memory, read and written ones both counted: the best of several.
+
+    The two buffers are larger than the caches, and smaller than an eighth of the free memory each. A processor that
+    fetches a line before it overwrites it moves half as much again as is counted; all else it does pays the same.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else (available_mb() or 4096) * 2**20
+    size = max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES[device.type], int(free * SHARE_OF_MEMORY)))
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)  # written, so that its pages exist
+    best, deadline_s = math.inf, time.perf_counter() + COPY_SECONDS
+    for attempt in range(COPIES):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        end = time.perf_counter()
+        best = min(best, end - start)
+        if attempt and end > deadline_s:
+            break
+    return 2.0 * size / best
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of square matrix products: the best of several products of several sizes.
+
+    Products as a model's layers have them, by a transposed weight: a processor without units for bfloat16 takes five to
+    ten times as long for others.
+
+    Sizes double, each warm before it is timed, while the next ones still fit into about a second: so a type that the
+    processor only emulates (bfloat16 on many CPUs, at a hundredth of the rate) takes no longer, and a fast device gets
+    products large enough to reach its rate. Memory: three matrices of at most ``LARGEST_PRODUCT`` squared.
+    """
+    size, best, deadline_s = SMALLEST_PRODUCT, 0.0, math.inf
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        taken_s = [_seconds_of_product(a, b) for _ in range(1 + PRODUCTS)][1:]
+        if deadline_s == math.inf:  # the first product of all loads libraries
+            deadline_s = time.perf_counter() + PRODUCT_SECONDS
+        best = max(best, 2.0 * size**3 / min(taken_s))
+        size *= 2
+        next_s = 8 * (1 + PRODUCTS) * min(taken_s)
+        if size > LARGEST_PRODUCT[device.type] or time.perf_counter() + next_s > deadline_s:
+            return best
+
+
+def _seconds_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    _wait(a.device)
+    start = time.perf_counter()
+    functional.linear(a, b)
+    _wait(a.device)
+    return time.perf_counter() - start
+
+
+@functools.cache
+def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """``matmul_rate`` in a tenth of a second: good enough to say how long a run will take."""
+    size = SMALLEST_PRODUCT
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        taken_s = min(_seconds_of_product(a, b) for _ in range(3))
+        if taken_s > USUAL_PRODUCT_SECONDS or size == LARGEST_PRODUCT[device.type]:
+            return 2.0 * size**3 / taken_s
+        size *= 2
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""A batch of prompts in, its KV cache and first tokens out: packing, methods, engines and models."""

@@ -1,0 +1,37 @@
+"""Which engine carries a method's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from .continuous_batching import ContinuousBatching
+from .method import Engine, Method, PrefillOptions
+from .modern import Modern
+from .published import Published
+from .vllm.driver import Vllm
+
+
+def make_engine(model: PreTrainedModel, method: Method, options: PrefillOptions) -> Engine:
+    """The engine of a method that is not a serving engine."""
+    assert not method.serves
+    if method.engine:
+        return method.engine(model, options)
+    return Published(model, method, options) if options.protocol == "paper" else Modern(model, method, options)
+
+
+def start_serving(model: PreTrainedModel, method: Method, batches: Sequence[Sequence[int]]) -> Engine:
+    """Start a serving engine that has room for its largest batch.
+
+    Args:
+        batches: lengths of the prompts of each batch that will be served, in tokens.
+
+    Raises:
+        vllm.driver.Missing, UserError: it cannot serve this model here.
+        RuntimeError, MemoryError: it did not start.
+    """
+    if method.apart:
+        return Vllm(model.config, model.dtype, model.device, batches, torch.get_num_threads())
+    return ContinuousBatching(model, batches)

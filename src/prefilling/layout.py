@@ -1,0 +1,104 @@
+"""Bins into the rows that a model sees: token ids, positions, segments, and where each prompt lies in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .packing import Bins
+
+PAD_TOKEN = 0
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts laid in rows of equal width.
+
+    Attributes:
+        token_ids, positions: int64 [rows, width]; positions start at 0 in each prompt (restart positions).
+        segments: int64 [rows, width]; the prompt's number in the batch, -1 on pads.
+        row, start, length: int64 [k]; where each prompt lies: ``token_ids[row, start : start + length]``.
+    """
+
+    token_ids: Ints
+    positions: Ints
+    segments: Ints
+    row: Ints
+    start: Ints
+    length: Ints
+
+    @property
+    def computed_tokens(self) -> int:
+        """Token positions that pass through the model, pads included."""
+        return self.token_ids.size
+
+    @property
+    def flat_start(self) -> Ints:
+        """int64 [k]; where each prompt begins when all rows stand in one line."""
+        return self.row * self.token_ids.shape[1] + self.start
+
+    def places(self, numbers: Ints, longest: int, spare: int) -> Ints:
+        """Where each position's keys and values go in the batch's cache of one left-padded row a prompt.
+
+        Args:
+            numbers: int64 [k], the place of each of this layout's prompts in the batch.
+            longest: columns of the cache.
+            spare: where pads go.
+
+        Returns:
+            int64 [rows * width], row * longest + column of the cache.
+        """
+        first = (numbers + 1) * longest - self.length
+        of_prompt = first[self.segments] + self.positions  # wrong on pads, where segments are -1
+        return np.where(self.segments >= 0, of_prompt, spare).ravel()
+
+
+def left_padded(prompts: Sequence[Ints]) -> Layout:
+    """One prompt a row, padded on the left to the longest: what full-batching computes in the paper's code."""
+    lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    return _lay(prompts, np.arange(len(prompts)), lengths.max() - lengths, int(lengths.max()))
+
+
+def right_padded(prompts: Sequence[Ints], width: int | None = None) -> Layout:
+    """One prompt a row, padded on the right, where causality alone keeps pads from being seen: no mask is needed.
+
+    Args:
+        width: tokens of a row; None: as many as the longest prompt has.
+    """
+    width = width or max(len(ids) for ids in prompts)
+    return _lay(prompts, np.arange(len(prompts)), np.zeros(len(prompts), dtype=np.int64), width)
+
+
+def packed(prompts: Sequence[Ints], bins: Bins) -> Layout:
+    """One bin a row, its prompts end to end, rows as wide as the fullest bin (the paper, section 3.1).
+
+    Prompts may be empty (a one-token prompt whose last token is left out): they lie nowhere, with length 0.
+    """
+    row, start = np.zeros((2, len(prompts)), dtype=np.int64)
+    width = 0
+    for number, members in enumerate(bins):
+        at = 0
+        for prompt in members:
+            row[prompt], start[prompt] = number, at
+            at += len(prompts[prompt])
+        width = max(width, at)
+    return _lay(prompts, row, start, width, rows=len(bins))
+
+
+def _lay(prompts: Sequence[Ints], row: Ints, start: Ints, width: int, rows: int | None = None) -> Layout:
+    shape = (rows if rows is not None else len(prompts), width)
+    token_ids = np.full(shape, PAD_TOKEN, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    segments = np.full(shape, -1, dtype=np.int64)
+    length = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    ramp = np.arange(width, dtype=np.int64)
+    for number, ids in enumerate(prompts):
+        span = (row[number], slice(start[number], start[number] + len(ids)))
+        token_ids[span] = ids
+        positions[span] = ramp[: len(ids)]
+        segments[span] = number
+    return Layout(token_ids, positions, segments, row, start, length)

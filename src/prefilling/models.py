@@ -1,0 +1,314 @@
+"""Models: found on the hub or in a folder, or built at random from their published shape; in half, 8 or 4 bits."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from .. import hub
+from ..cli import UserError, warn
+from ..config import ModelConfig
+from . import identity, split
+from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
+
+OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # of fields, which transformers still takes
+ATTENTION = "sdpa"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found but not loaded yet.
+
+    Attributes:
+        weights: ``hub``, ``local`` or ``random``.
+        detail: hub id and commit, folder name, or the shape's name and the seed's rule.
+        path: what transformers loads it from, None for random weights without a path.
+        identity: hex digits that are the same for the same configuration and weights, whatever they are called.
+    """
+
+    config: PretrainedConfig
+    weights: str
+    detail: str
+    path: str | None
+    revision: str | None
+    identity: str = ""
+
+    @property
+    def max_positions(self) -> int:
+        """The longest prompt, in tokens, that the model was made for."""
+        return int(self.config.max_position_embeddings)
+
+
+def find_model(model: ModelConfig) -> ModelSource:
+    """Decide where weights come from and read the model's shape, without loading weights.
+
+    Raises:
+        UserError: neither weights nor a shape can be had in the way that ``model.weights`` asks for, or the
+            architecture is not among those that are checked.
+        hub.GatedError: ``model.weights=hub`` and the licence was not accepted.
+    """
+    local = bool(model.path) and Path(str(model.path)).expanduser().is_dir()
+    if model.path and (model.architecture is None or model.weights != "random"):
+        try:
+            return _find_by_path(model, local)
+        except UserError as error:
+            if local or model.weights == "hub" or model.architecture is None:
+                raise
+            hub.fall_back(error, f"random weights of {model.name}'s published shape")
+    elif model.weights == "hub":
+        raise UserError("model.weights", f"hub, but {model.name} has no hub id", "set model.path, or weights=random")
+    if model.architecture is None:
+        raise UserError("model", f"{model.name} has neither model.path nor model.architecture", "set one of them")
+    shape = dict(model.architecture)
+    family = str(shape.pop("model_type", "llama"))
+    _check_family(family, "model.architecture")
+    try:
+        config = AutoConfig.for_model(family, **shape)
+    except Exception as error:  # transformers validates shapes with exceptions of several kinds
+        reason = " ".join(str(error).split())[:200]  # its first line alone names only the rule
+        raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
+    if unknown := sorted(set(shape) - set(AutoConfig.for_model(family).to_dict()) - OLD_NAMES):
+        raise UserError("model.architecture", f"a {family} has no '{unknown[0]}'", "use the names of its config.json")
+    same = identity.of_shape(model.architecture)
+    return _checked(ModelSource(config, "random", f"random, shape {model.name}", None, None, same))
+
+
+def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
+    path = str(Path(str(model.path)).expanduser()) if local else str(model.path)
+    if not local:
+        hub.absence()
+        if path.startswith((".", "/", "~")):
+            raise UserError("model.path", f"there is no folder '{path}'", "give an existing folder or a hub id")
+    try:
+        commit = None if local else hub.commit_of(path, "model", model.revision)
+        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
+        drawn = model.weights == "random"
+        same = identity.of_folder(Path(path), not drawn) if local else identity.of_text(f"{path}@{commit}")
+    except Exception as error:  # OSError, ValueError or the hub's own, by what failed
+        raise _unloadable(error, path, local, model.revision) from None
+    detail = f"folder {Path(path).name} sha256:{same}" if local else f"{path}@{commit}"
+    if drawn:
+        return _checked(ModelSource(config, "random", f"random, shape of {detail}", None, None, same))
+    source = _checked(ModelSource(config, "local" if local else "hub", detail, path, commit, same))
+    try:
+        safe = _has_safetensors(path, commit)
+        if not safe and not local and hub.absence():
+            raise FileNotFoundError("model.safetensors")
+    except Exception as error:
+        raise _unloadable(error, path, local, model.revision) from None
+    if not safe:
+        problem = f"{path} holds no safetensors weights, and pickled ones, which can run code, are never loaded"
+        raise UserError("model.path", problem, "name another revision or model, or use model.weights=random")
+    return source
+
+
+def _has_safetensors(path: str, revision: str | None) -> bool:
+    from transformers.utils import cached_file
+
+    names = ("model.safetensors.index.json", "model.safetensors")  # the first is small; the second is needed anyway
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(path, name, **options) is not None for name in names)
+
+
+def _checked(source: ModelSource) -> ModelSource:
+    _check_family(source.config.model_type, "model.path")
+    kinds = set(getattr(source.config, "layer_types", None) or ["full_attention"])
+    if len(kinds) > 1:
+        raise UserError("model.path", f"its layers mix {' and '.join(sorted(kinds))}", "choose a model of one kind")
+    return source
+
+
+def _check_family(family: str, setting: str) -> None:
+    if family not in FUSED_FAMILIES:
+        problem = f"the architecture '{family}' is not checked for packed prompts"
+        raise UserError(setting, problem, f"choose a model of the families {', '.join(FUSED_FAMILIES)}")
+
+
+def _unloadable(error: Exception, path: str, local: bool, revision: str | None = None) -> UserError:
+    if not local:
+        return hub.explain(error, "model.path", path, "use model.weights=random or a local folder", revision)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    remedy = "give a folder with config.json and safetensors weights, or use model.weights=random"
+    return UserError("model.path", f"{path} could not be loaded ({reason})", remedy)
+
+
+def load_model(
+    source: ModelSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    loadbit: str,
+    seed: int,
+    device_map: str | None = None,
+    devices: tuple[torch.device, ...] = (),
+) -> PreTrainedModel:
+    """Load or build the model, ready for inference.
+
+    Args:
+        device: where it goes as a whole, unless ``device_map`` (``auto`` or ``sequential``) has it split over
+            ``devices``.
+
+    Raises:
+        UserError: quantization that the shape or machine cannot take; weights that cannot be fetched.
+        hub.GatedError: the licence of the weights was not accepted.
+    """
+    places = {"": device}
+    if device_map or source.weights == "random":
+        empty = split.skeleton(source.config, dtype, ATTENTION)
+    if device_map:
+        places = split.places_for(empty, device_map, dtype, loadbit, split.free_memory(devices))
+    if source.weights == "random":
+        model = random_model(empty, places, dtype, loadbit, seed)
+    else:
+        assert source.path is not None
+        options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
+        if loadbit != "none":
+            options["quantization_config"] = _quantization(loadbit, dtype)
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # its report of what is missing becomes one line here
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=dtype,
+                device_map=places,
+                attn_implementation=ATTENTION,
+                use_safetensors=True,  # never a pickle, which can run code
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if "ignore_mismatched_sizes" in str(error):
+                error = ValueError("its tensors have other shapes than its config.json says")
+            raise _unloadable(error, source.path, source.weights == "local", source.revision) from None
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        model, loading = loaded
+        _check_complete(source, loading)
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _check_complete(source: ModelSource, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks tensors: transformers puts random numbers in their place, and goes on.
+
+    Raises:
+        UserError: it does.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        problem = (
+            f"{source.path} lacks {len(missing)} of its tensors ({', '.join(missing[:3])}{', …' * bool(missing[3:])})"
+        )
+        raise UserError("model.path", problem, "give a complete checkpoint: random numbers would stand in their place")
+    if unexpected := sorted(loading["unexpected_keys"]):
+        some = ", ".join(unexpected[:3]) + ", …" * bool(unexpected[3:])
+        warn(f"{source.path} holds {len(unexpected)} tensors that its model does not have ({some}): they are left out")
+
+
+def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if loadbit == "8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def check_served(source: ModelSource, forward: str) -> None:
+    """Find out before weights are loaded whether the forward can serve this model.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if found := unfit(source.config, forward):
+        setting, problem = found
+        raise UserError("model.path" if setting == "model" else setting, problem)
+
+
+def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -> None:
+    """Find out before weights are loaded whether bitsandbytes can serve this model here.
+
+    Importing it opens the GPU, so whether it loads is found out on a GPU by the process that measures, not by one that
+    plans.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if loadbit == "none":
+        return
+    # It would log a line per layer and batch for inputs in other types than float16, within the timed span.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if device.type != "cuda" or torch.cuda.is_initialized():
+        try:
+            import bitsandbytes  # noqa: F401
+        except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
+            raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
+    config = source.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = {  # what its linear layers take in
+        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+        "num_attention_heads * head_dim": config.num_attention_heads * head_dim,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if loadbit == "4" and size % NF4_BLOCK:
+            raise UserError(
+                "loadbit",
+                f"4-bit weights need sizes that are multiples of {NF4_BLOCK}; this model's {name} is {size}",
+                "use loadbit=8 or none, or another model (llama-110m)",
+            )
+
+
+@torch.no_grad()
+def random_model(
+    model: PreTrainedModel, places: split.Places, dtype: torch.dtype, loadbit: str, seed: int
+) -> PreTrainedModel:
+    """Draw each tensor of a model on the meta device where and as it will live; layers are quantized one by one.
+
+    No copy in another precision or place ever exists, so a 13B model in 4 bits needs the memory of a 4-bit model.
+    """
+    generators = {device: torch.Generator(device).manual_seed(seed) for device in places.values()}
+    std = getattr(model.config, "initializer_range", 0.02)
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            device = split.place_of(places, f"{name}.{key}")
+            drawn = torch.empty(parameter.shape, device=device, dtype=dtype)
+            if isinstance(module, (nn.Linear, nn.Embedding)) and key == "weight":
+                drawn.normal_(0.0, std, generator=generators[device])
+            else:
+                drawn.fill_(0.0 if key == "bias" else 1.0)  # norms start at one
+            module.register_parameter(key, nn.Parameter(drawn, requires_grad=False))
+        if loadbit != "none" and isinstance(module, nn.Linear) and module is not head:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _quantized(module, module.weight.device, dtype, loadbit))
+    model.tie_weights()
+    return split.dispatch(model, places)
+
+
+def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, loadbit: str) -> nn.Module:
+    import bitsandbytes as bnb
+
+    shape = (linear.in_features, linear.out_features, linear.bias is not None)
+    layer: nn.Module
+    if loadbit == "4":
+        layer = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
+        layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
+    else:
+        layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+        # From the CPU on purpose: 8-bit weights that are on the GPU already would be left as they are, without a word.
+        layer.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    layer.bias = linear.bias
+    layer = layer.to(device)  # bitsandbytes quantizes when the weight is moved
+    if layer.weight.element_size() != 1:
+        raise RuntimeError(f"bitsandbytes left a weight of {shape} in {layer.weight.dtype}")
+    return layer

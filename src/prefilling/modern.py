@@ -1,0 +1,219 @@
+"""The ``modern`` protocol: the same maskless forward for every method, which then differ in the tokens they compute."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from . import attention
+from .attention import Segments, plan_segments
+from .cache import CacheWriter, new_cache
+from .forward import FusedForward, OwnForward
+from .layout import Layout, packed, right_padded
+from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
+from .packing import Bins
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one forward computes: all of a batch, or the part of it that keeps a row within its token budget.
+
+    Attributes:
+        token_ids, positions: int64 [rows, width].
+        last: int64 [prompts], flat place of each prompt's last token.
+        places: int64 [rows * width], where keys and values go in the batch's cache; None where it is the rows.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    segments: Segments
+    last: torch.Tensor
+    places: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Chunk:
+        """A copy on the device, from pinned memory where that is a GPU; transfers do not wait."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        return Chunk(
+            move(self.token_ids),
+            move(self.positions),
+            self.segments.to(device),
+            move(self.last),
+            None if self.places is None else move(self.places),
+        )
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """The sliding window of all layers, in tokens; None where a window is named but no layer has it."""
+    without = config.model_type == "llama" or set(getattr(config, "layer_types", None) or []) == {"full_attention"}
+    return None if without else getattr(config, "sliding_window", None)
+
+
+class Modern:
+    """No mask, logits at last positions only, every prompt's KV in a padded cache.
+
+    Padded methods leave it right-padded, as their rows are, with one exception: generation counts a sliding window in
+    columns of the cache, so that a window needs left padding. Methods that pack always unpack into left padding.
+
+    Args:
+        left_padded: leave every method's cache left-padded, which costs padded methods a scatter.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, method: Method, options: PrefillOptions, left_padded: bool = False
+    ) -> None:
+        self._model, self._method, self._options = model, method, options
+        self._forward = FusedForward.of(model) if options.forward == "fused" else OwnForward(model)
+        self._kernel = attention.pick_kernel(model.device, model.dtype)
+        rows = "right-padded, no mask" if not method.packs else "no mask, by segment"
+        self.attention = f"{rows}, {'variable-length kernel' if self._kernel == 'varlen' else 'SDPA'}"
+        self._window = _window(model.config)
+        self._scatters = left_padded or method.packs or self._window is not None
+
+    def close(self) -> None:
+        """Nothing is held that the model does not hold."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
+        """One batch, as ``Engine.prefill`` says."""
+        lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+        k, longest, forward = len(prompts), int(lengths.max()), self._forward
+        writer = CacheWriter(k, longest, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
+        layouts = self._layouts(prompts, lengths, bins)
+        scatters = self._scatters or len(layouts) > 1  # parts of a padded batch are scattered into one cache, too
+        chunks = [
+            self._chunk(layout, numbers, longest, writer.spare if scatters else None) for layout, numbers in layouts
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate([numbers for _, numbers in layouts])))
+        t.lap("plan")
+        device = self._model.device
+        chunks = [chunk.to(device) for chunk in chunks]
+        column = np.arange(longest)
+        kept = column >= longest - lengths[:, None] if scatters else column < lengths[:, None]
+        mask = kept.astype(np.int64)
+        mask_on_device = torch.from_numpy(mask).to(device, non_blocking=True)
+        order = order.to(device, non_blocking=True)
+        t.lap("transfer")
+        hidden = []
+        for chunk in chunks:
+            writer.places = chunk.places
+            hidden.append(forward(chunk.token_ids, chunk.positions, chunk.segments, chunk.last, writer.keep))
+        last = torch.cat(hidden)
+        logits, cache = self._model.get_output_embeddings()(last[order.to(last.device)]), writer.cache()
+        t.lap("forward")
+        first_tokens = None
+        if self._options.metric == "ttft":
+            first_tokens = logits.argmax(-1).tolist()
+            t.lap("decode")
+        computed = sum(layout.computed_tokens for layout, _ in layouts)
+        rows = sum(len(layout.token_ids) for layout, _ in layouts)
+        return Prefilled(cache, mask_on_device, logits, first_tokens, computed, rows)
+
+    def _layouts(
+        self, prompts: Sequence[TokenIds], lengths: np.ndarray, bins: Bins | None
+    ) -> list[tuple[Layout, np.ndarray]]:
+        """What is computed at once, each with the numbers of its prompts: all, or rows within the token budget."""
+        longest, limit = int(lengths.max()), self._options.max_tokens
+        if self._method.rows == "batch":
+            parts = [[row] for row in _within(limit, lengths.tolist())]
+        else:
+            rows, width = [[number] for number in range(len(prompts))], longest
+            if self._method.rows == "bin":
+                rows = bins or self._options.pack(lengths.tolist(), longest)
+                width = max(int(lengths[row].sum()) for row in rows)
+            parts = [[rows[number] for number in part] for part in _within(limit, [width] * len(rows))]
+        found = []
+        for part in parts:
+            numbers = np.array(sorted(number for row in part for number in row), dtype=np.int64)
+            members = [prompts[number] for number in numbers]
+            if self._method.packs:
+                layout = packed(members, [np.searchsorted(numbers, row).tolist() for row in part])
+            else:
+                layout = right_padded(members, longest)
+            found.append((layout, numbers))
+        return found
+
+    def _chunk(self, layout: Layout, numbers: np.ndarray, longest: int, spare: int | None) -> Chunk:
+        """A layout as tensors; ``spare``: where pads of the cache go, None where the cache is the rows."""
+        rows, width = layout.token_ids.shape
+        packs = self._method.packs
+        starts, spans = (layout.flat_start, layout.length) if packs else (np.arange(rows) * width, np.full(rows, width))
+        order = np.argsort(starts)
+        return Chunk(
+            torch.from_numpy(layout.token_ids),
+            torch.from_numpy(layout.positions),
+            plan_segments(starts[order], spans[order], rows * width, self._window, self._kernel),
+            torch.from_numpy(layout.flat_start + layout.length - 1),
+            None if spare is None else torch.from_numpy(layout.places(numbers, longest, spare)),
+        )
+
+
+def _within(limit: int | None, tokens: Sequence[int]) -> Bins:
+    """Numbers of what is computed at once: in their order, at most ``limit`` tokens; what is longer goes alone."""
+    parts: Bins = [[]]
+    held = 0
+    for number, length in enumerate(tokens):
+        if limit is not None and parts[-1] and held + length > limit:
+            parts.append([])
+            held = 0
+        parts[-1].append(number)
+        held += length
+    return parts
+
+
+class Ideal:
+    """What could be hoped for: the model's own dense forward over as many useful tokens, in prompts of equal length.
+
+    The tokens of a batch as k prompts of ceil(L / k), without padding or mask, logits at their last positions.
+
+    Args:
+        kernel: of attention: a backend of torch's, ``varlen`` for the variable-length kernel, None for torch's choice.
+    """
+
+    def __init__(self, model: PreTrainedModel, kernel: SDPBackend | str | None = None) -> None:
+        self._model, self._kernel = model, kernel
+        self.attention = f"no mask, {'SDPA' if kernel is None else kernel if isinstance(kernel, str) else kernel.name}"
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
+        """One batch of equal prompts, as ``Engine.prefill`` says."""
+        k, useful = len(prompts), np.concatenate(prompts)
+        width = -(-len(useful) // k)
+        rows = torch.from_numpy(np.resize(useful, (k, width)))
+        t.lap("plan")
+        rows = rows.to(self._model.device)
+        t.lap("transfer")
+        cache = new_cache()
+        with self._attention(k, width) as options:
+            hidden = self._model.get_decoder()(
+                input_ids=rows, past_key_values=cache, use_cache=True, **options
+            ).last_hidden_state
+        logits = self._model.get_output_embeddings()(hidden[:, -1])
+        t.lap("forward")
+        return Prefilled(cache, None, logits, None, rows.numel(), k)
+
+    @contextlib.contextmanager
+    def _attention(self, k: int, width: int) -> Iterator[dict[str, Any]]:
+        """Pins the kernel, and gives what the decoder has to be called with for it."""
+        if self._kernel is None:
+            yield {}
+        elif isinstance(self._kernel, str):
+            starts = np.arange(k) * width
+            segments = plan_segments(starts, np.full(k, width), k * width, _window(self._model.config), self._kernel)
+            with attention.by_segments(self._model):
+                yield {"segments": segments.to(self._model.device)}
+        else:
+            with sdpa_kernel(self._kernel):
+                yield {}

@@ -1,0 +1,99 @@
+"""The ``paper`` protocol: what the authors' published code does, with the model's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from .attention import independent_mask
+from .cache import new_cache, unpack
+from .layout import Layout, left_padded, packed
+from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
+from .packing import Bins
+
+
+class Published:
+    """Left padding, dense masks, logits at every position; prepacking leaves each prompt's last token out."""
+
+    def __init__(self, model: PreTrainedModel, method: Method, options: PrefillOptions) -> None:
+        self._model, self._method, self._options = model, method, options
+        self.attention = "dense mask" if method.packs else "left-padded, dense mask"
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
+        """One batch, as ``Engine.prefill`` says."""
+        return self._packed(prompts, t, bins) if self._method.packs else self._padded(prompts, t)
+
+    def _padded(self, prompts: Sequence[TokenIds], t: Timer) -> Prefilled:
+        layout = left_padded(prompts)
+        t.lap("plan")
+        rows = _Rows(layout, self._model.device)
+        t.lap("transfer")
+        cache, mask = new_cache(), (rows.segments >= 0).long()  # what a tokenizer's padding gives
+        logits = self._forward(rows, mask, cache)[rows.row, rows.start + rows.length - 1]
+        t.lap("forward")
+        first_tokens = None
+        if self._options.metric == "ttft":
+            first_tokens = logits.argmax(-1).tolist()
+            t.lap("decode")
+        return Prefilled(cache, mask, logits, first_tokens, layout.computed_tokens, len(layout.token_ids))
+
+    def _packed(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None) -> Prefilled:
+        lengths = [len(ids) for ids in prompts]
+        layout = packed([ids[:-1] for ids in prompts], bins or self._options.pack(lengths, max(lengths)))
+        final = np.array([ids[-1] for ids in prompts], dtype=np.int64)
+        t.lap("plan")
+        rows = _Rows(layout, self._model.device)
+        final_on_device = torch.from_numpy(final).to(self._model.device, non_blocking=True)
+        t.lap("transfer")
+        cache = new_cache()
+        if layout.computed_tokens:  # nothing is left of a batch of one-token prompts
+            window = getattr(self._model.config, "sliding_window", None)
+            self._forward(rows, independent_mask(rows.segments, window), cache)
+        t.lap("forward")
+        computed, logits, first_tokens = layout.computed_tokens, None, None
+        mask: torch.Tensor | None = None
+        if self._options.metric == "ttft":
+            unpacked = unpack(cache, layout, self._model.device)
+            mask = torch.cat([unpacked, unpacked.new_ones(len(prompts), 1)], dim=1)
+            t.lap("unpack")
+            logits = self._model(
+                input_ids=final_on_device[:, None],
+                attention_mask=mask,
+                position_ids=rows.length[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            first_tokens = logits.argmax(-1).tolist()
+            computed += len(prompts)
+            t.lap("decode")
+        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids))
+
+    def _forward(self, rows: _Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Logits at every position, [rows, width, vocab]."""
+        logits: torch.Tensor = self._model(
+            input_ids=rows.token_ids,
+            attention_mask=mask,
+            position_ids=rows.positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return logits
+
+
+class _Rows:
+    """A layout on the device."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        def move(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        self.token_ids, self.positions, self.segments = map(move, (layout.token_ids, layout.positions, layout.segments))
+        self.row, self.start, self.length = map(move, (layout.row, layout.start, layout.length))

@@ -1,0 +1,66 @@
+"""What the cost of a forward depends on, read from a model's configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the cost of a forward depends on.
+
+    Attributes:
+        layer_parameters: weights of all layers; vocabulary: hidden size times vocabulary; attention: layers times
+            the heads' total width; kv_width: keys and values of one token, elements over all layers.
+        layers: their number; kv_parameters: weights of one layer's key and value projections; tied: the head is the
+        embedding; window: keys that a query sees at most (infinite where it sees all before it).
+    """
+
+    layer_parameters: int
+    vocabulary: int
+    vocab_size: int
+    attention: int
+    kv_width: int
+    layers: int
+    kv_parameters: int
+    tied: bool
+    window: float
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Shape:
+        """Read the shape of a Llama-like model."""
+        hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        kv = 2 * hidden * head_dim * kv_heads
+        per_layer = 2 * hidden * head_dim * heads + kv + 3 * hidden * config.intermediate_size
+        return cls(
+            layer_parameters=layers * per_layer,
+            vocabulary=hidden * config.vocab_size,
+            vocab_size=config.vocab_size,
+            attention=layers * heads * head_dim,
+            kv_width=2 * layers * kv_heads * head_dim,
+            layers=layers,
+            kv_parameters=kv,
+            tied=bool(config.tie_word_embeddings),
+            window=getattr(config, "sliding_window", None) or math.inf,
+        )
+
+    def operations(self, rows: int, width: int, logit_positions: int) -> float:
+        """Floating-point operations of a dense forward over [rows, width]."""
+        tokens = rows * width
+        return (
+            2.0 * tokens * self.layer_parameters
+            + 4.0 * tokens * width * self.attention
+            + (2.0 * logit_positions * self.vocabulary)
+        )
+
+    def bytes(self, rows: int, width: int, logit_positions: int, element_size: int) -> float:
+        """Lower bound of the memory that weights, KV and logits of a forward hold at once."""
+        weights = self.layer_parameters + self.vocabulary
+        return element_size * (weights + rows * width * self.kv_width + float(logit_positions) * self.vocab_size)

@@ -1,0 +1,1 @@
+"""Records: rows, their schema, writing and reading them, and which belong together."""

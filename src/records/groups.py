@@ -1,0 +1,123 @@
+"""Which records belong together: the same work on the same machine, and which of its runs is shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas
+
+from .. import stats
+from ..prefilling.methods import BASELINE, method_of
+from .row import COLUMNS, HOW, MACHINE, WORK, Row, key, parts, set_speedup
+from .store import Record
+
+METHOD_ORDER = (
+    "prepacking", "padding-free", "dataset-prepacking", "full-batching", "length-ordered", "continuous-batching",
+    "vllm",
+)  # fmt: skip
+
+
+def place_of(method: str) -> int:
+    """Where a method stands among others: those that were added last."""
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
+
+
+@dataclass
+class Comparison:
+    """Measurements of the same work on the same machine.
+
+    Attributes:
+        shown: one record per method, in the authors' order: those of one run, then methods that only other runs have.
+        others: records of the same methods in other runs.
+    """
+
+    shown: list[Record]
+    others: list[Record]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are shown."""
+        return [record.row for record in self.shown]
+
+
+Run = list[Record]  # what was measured in turns, in one process
+
+
+def comparisons(records: Iterable[Record]) -> list[Comparison]:
+    """Records grouped by what was compared; of the same work measured several times one run is shown.
+
+    The methods of a run took turns, so ratios within it are paired. A method that was measured in a run of its own is
+    shown beside the others: its speedup is over full-batching of another run, with an interval between runs, and its
+    row says so.
+    """
+    runs: dict[tuple[Path | None, str], Run] = defaultdict(list)
+    for record in records:
+        runs[record.folder and record.folder.parent, record.row.comparison_id].append(record)
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs.values():
+        groups[_kind(run)].append(run)
+    found = [_comparison(same) for same in groups.values()]
+    order = ("dataset", "model", *parts(WORK), *parts(MACHINE))
+    return sorted(found, key=lambda each: [str(getattr(each.rows[0], name)) for name in order])
+
+
+def _kind(run: Run) -> tuple[object, ...]:
+    """Equal for runs that did the same work in the same way on the same machine, whatever their methods and packing."""
+    # A serving engine has a forward of its own, and is shown beside the other methods whatever theirs is.
+    row = next((record.row for record in run if record.row.forward), run[0].row)
+    return (*key(row, WORK, MACHINE), row.forward or "fused", *key(row, HOW, but=("method", "packing", "forward")))
+
+
+def _comparison(runs: list[Run]) -> Comparison:
+    """One record a method: those of the run with most methods (ties go to the newest), then those only others have."""
+
+    def rank(run: Run) -> tuple[int, str]:
+        return sum(record.row.status == "ok" for record in run), max(record.row.created_at for record in run)
+
+    first = max(runs, key=rank)
+    shown: dict[tuple[object, ...], Record] = {}
+    others: list[Record] = []
+    for run in [first, *sorted((run for run in runs if run is not first), key=rank, reverse=True)]:
+        for record in run:
+            kind = record.row.method, record.row.packing, record.row.attention_kernel
+            if kind in shown:
+                others.append(record)
+            shown.setdefault(kind, record)
+    records = sorted(shown.values(), key=lambda record: (place_of(record.row.method), record.row.packing or ""))
+    base = next((each for each in records if each.row.method == BASELINE and each.row.status == "ok"), None)
+    return Comparison([_with_speedup(record, base) if base else record for record in records], others)
+
+
+def _with_speedup(record: Record, base: Record) -> Record:
+    """A record whose run had no full-batching, with the speedup over that of another run; others as they are."""
+    row = record.row
+    if row.status != "ok" or row.method == BASELINE or row.speedup_over_full_batching is not None:
+        return record
+    filled = replace(row, speedup_across_runs=True)
+    same_batches = not method_of(row.method).needs_dataset
+    set_speedup(filled, stats.between_runs(base.seconds(), record.seconds(), same_batches))
+    return replace(record, row=filled)
+
+
+def machines(rows: Sequence[Row]) -> dict[str, str]:
+    """By run id the name of the machine: the device, and its software where one device was used with several."""
+    told = [name for name in parts(MACHINE) if name not in ("device_name", "split")]
+    by_device: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for row in rows:
+        by_device[row.device_name].add(tuple(getattr(row, name) for name in told))
+    found = {}
+    for row in rows:
+        each = by_device[row.device_name]
+        differ = [name for place, name in enumerate(told) if len({kind[place] for kind in each}) > 1]
+        said = [f"{name.replace('_version', '').replace('_', ' ')} {getattr(row, name)}" for name in differ]
+        found[row.run_id] = ", ".join([row.device_name, *said])
+    return found
+
+
+def summary(found: list[Comparison]) -> pandas.DataFrame:
+    """One line per record, in the columns of ``Row``: those that are shown and those that are not."""
+    rows = [asdict(record.row) for each in found for record in (*each.shown, *each.others)]
+    return pandas.DataFrame(rows, columns=list(COLUMNS))

@@ -1,0 +1,1 @@
+"""The sections of the report: for each experiment a file of its name."""

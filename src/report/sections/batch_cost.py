@@ -1,0 +1,98 @@
+"""Plain prefill of k equal prompts of m tokens: when is a larger batch free?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ... import paper, stats
+from ...records.row import Row
+from ...records.store import Record
+from ..cells import Column, Table, estimate, fixed, make_table, times
+from ..claims import decided, not_run
+from ..comparison import per_batch
+from ..plots import COLORS, finish_axes, titled
+from ..section import Claim
+from ..select import BASE, DATASETS, clean, one_kind, over
+from ..words import model_name
+
+PLACE = 5
+TITLE = "When is a larger batch free? (figure of prefill time over batch size)"
+LEAD = (
+    "A plain prefill of k prompts of m tokens each. While the device is not busy, more prompts cost hardly more; once "
+    "it is, time grows with the tokens."
+)
+PUBLISHED = "prefill_by_batch_size_and_length"
+COLUMNS = (
+    Column("Model"), Column("Tokens m"), Column("Prompts k"), Column("Seconds", fixed(3)),
+    Column("Over k = 1 (of two runs)", estimate()), Column("Paper: seconds", fixed(3)),
+    Column("Paper: over k = 1", fixed(2)),
+)  # fmt: skip
+Found = list[Row]
+
+
+def select(records: Sequence[Record]) -> Found:
+    """The runs of equal prompts, in the order of the table."""
+    rows = [row for row in one_kind(clean(records, dataset="equal", method=BASE)) if row.longest_prompt_tokens]
+    return sorted(rows, key=lambda row: (row.model, row.longest_prompt_tokens or 0, row.batch_size))
+
+
+def table(found: Found) -> Table:
+    """A row for each length and number of prompts."""
+    body = []
+    for row in found:
+        m, k = row.longest_prompt_tokens, row.batch_size
+        theirs, alone = (paper.find(PUBLISHED, "prefill_s", prompt_length=m, batch_size=size) for size in (k, 1))
+        body.append({
+            "Model": model_name(row), "Tokens m": m, "Prompts k": k, "Seconds": per_batch(row),
+            "Over k = 1 (of two runs)": 1.0 if k == 1 else _over_alone(row, found), "Paper: seconds": theirs,
+            "Paper: over k = 1": over(theirs, alone),
+        })  # fmt: skip
+    return make_table(COLUMNS, body, [[row.run_id] for row in found])
+
+
+def _over_alone(row: Row, found: Found) -> stats.Interval | None:
+    """A batch's time over that of one prompt: two runs, whose means are taken for independent."""
+    kind = (row.model_hash, row.longest_prompt_tokens)
+    same = [each for each in found if each.batch_size == 1 and (each.model_hash, each.longest_prompt_tokens) == kind]
+    ours, alone = row.interval("seconds_per_batch_mean"), same[-1].interval("seconds_per_batch_mean") if same else None
+    return stats.ratio_of_intervals(ours, alone) if ours and alone else None
+
+
+def claims(found: Found) -> list[Claim]:
+    """Whether four prompts of about 100 tokens cost less than twice what one does, as on the authors' GPU (1.42)."""
+    text = "A small batch is nearly free: four prompts of 100 tokens take less than twice the time of one"
+    one, four = (paper.find(PUBLISHED, "prefill_s", prompt_length=100, batch_size=k) for k in (1, 4))
+    published = f"{four / one:.2f}x" if one and four else ""
+    for row in found:
+        ratio = _over_alone(row, found)
+        if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and ratio:
+            why = f"{row.device_name}: one prompt keeps the device busy already"
+            return [decided(text, published, f"{times(ratio)}, of two runs", ratio.value < 2, why)]
+    return [not_run(text, published)]
+
+
+def figure(found: Found) -> Any:
+    """Seconds over the number of prompts, a line for each length, the paper's beside ours."""
+    drawn, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    published = [(int(line["prompt_length"]), int(line["batch_size"]), float(line["prefill_s"]))
+                 for line in paper.table(PUBLISHED)]  # fmt: skip
+    rows = [row for row in found if row.model_hash == found[0].model_hash]
+    measured = [(row.longest_prompt_tokens or 0, row.batch_size, row.seconds_per_batch_mean or np.nan) for row in rows]
+    titles = (f"here: {titled(rows)}", f"paper: Llama2-1.3B, {paper.GPU}")
+    for panel, points, title in zip(panels, (measured, published), titles, strict=True):
+        for number, (marker, m) in enumerate(zip("osD^vP", sorted({m for m, *_ in points}), strict=False)):
+            line = sorted((k, s) for length, k, s in points if length == m)
+            shade = COLORS[DATASETS[number]]
+            panel.plot([k for k, _ in line], [s for _, s in line], marker=marker, color=shade, label=f"{m} tokens")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xlabel("prompts in the batch")
+        panel.set_ylabel("seconds")
+        panel.set_title(title, fontsize=9)
+        panel.legend(frameon=False, fontsize=8)
+        finish_axes(panel)
+    return drawn

@@ -1,0 +1,113 @@
+"""Peak memory and utilization of each method on each dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from ... import paper
+from ...records.row import Row
+from ...records.store import Record
+from ..cells import Column, Table, fixed, make_table, signed
+from ..claims import judged
+from ..comparison import marked
+from ..plots import finish_axes, grouped_bars, legend, titled
+from ..section import Claim
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, pairs
+from ..words import label, model_name
+from ..words import notes as notes_of
+
+PLACE = 7
+TITLE = "Memory and utilization"
+LEAD = (
+    "Peak memory of each method beside what it must hold (weights, keys and values of the prompts' own tokens, "
+    "logits), and how busy the device was. On a CPU: resident memory of the process, utilization of its cores."
+)
+TAKES = ("time_by_dataset", "readme_table")  # the claim is on the batches of the second
+METHODS = (PACKED, BASE, ORDERED)
+COLUMNS = (
+    Column("Dataset"), Column("Model"), Column("Method"), Column("Peak memory (MB)", fixed(0), "n/a"),
+    Column("Must hold (MB)", fixed(0), "n/a"), Column("Over that (%)", signed),
+    Column("Max util (%)", fixed(0), "n/a"), Column("Mean util (%)", fixed(0), "n/a"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """By model, bits and dataset the rows of each method, and the two methods of the claim."""
+
+    groups: dict[tuple[Any, ...], dict[str, Row]]
+    largest: dict[str, Row]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of the table, in its order."""
+        return [methods[name] for methods in self.groups.values() for name in METHODS if name in methods]
+
+
+def select(records: Sequence[Record]) -> Found:
+    """Batches of 16 on six datasets; and the largest batches on MMLU as the authors' code computes them."""
+    rows = one_kind(clean(records, dataset=DATASETS, method=METHODS, batch_size=16, experiment="time_by_dataset"))
+    # All three methods were measured on one metric; of both, prefill, as in the authors' table.
+    whole = {row.metric for row in rows if row.method == ORDERED}
+    rows = [row for row in rows if row.metric == ("ttft" if whole == {"ttft"} else "prefill")]
+    groups = pairs(rows, "model", "loadbit", "dataset")
+    ordered = sorted(groups.items(), key=lambda item: (str(item[0][:2]), order(str(item[0][2]))))
+    both = clean(records, dataset="mmlu", metric="prefill", protocol="paper", status="ok", method=(PACKED, BASE))
+    kinds = pairs(both, "batch_size", "model", "loadbit", "num_prompts")
+    complete = [key for key, methods in kinds.items() if len(methods) == 2]
+    return Found(dict(ordered), kinds[max(complete, key=lambda key: int(str(key[0])))] if complete else {})
+
+
+def table(found: Found) -> Table:
+    """A row for each method on each dataset."""
+    body = [
+        {
+            "Dataset": row.dataset, "Model": model_name(row), "Method": label(row),
+            "Peak memory (MB)": row.peak_memory_mb, "Must hold (MB)": row.must_hold_mb,
+            "Over that (%)": row.memory_overhead_pct, "Max util (%)": row.max_utilization_pct,
+            "Mean util (%)": marked(row.mean_utilization_pct, "" if row.utilization_valid else "†"),
+        }
+        for row in found.rows
+    ]  # fmt: skip
+    return make_table(COLUMNS, body, [[row.run_id] for row in found.rows])
+
+
+def notes(found: Found) -> list[str]:
+    """What must stand below the table."""
+    return notes_of(found.rows)
+
+
+def claims(found: Found) -> list[Claim]:
+    """Peak memory of full-batching over prepacking's on MMLU, as in the authors' table."""
+    text = "Full-batching needs 7.6 times the memory of prepacking (MMLU, batches of 64)"
+    base, packed = (paper.find("readme_example_table", "max_gpu_memory_mb", method=name) for name in (BASE, PACKED))
+    theirs = over(base, packed)
+    if not found.largest:
+        return [judged(text, None, None, theirs)]
+    ours = over(found.largest[BASE].peak_memory_mb, found.largest[PACKED].peak_memory_mb)
+    return [judged(text, found.largest[PACKED], ours, theirs, batch_size=64)]
+
+
+def figure(found: Found) -> Any:
+    """Bars of peak memory on each dataset, of the model that was measured on most of them."""
+    model = Counter(key[:2] for key in found.groups).most_common(1)[0][0]
+    of_model = {key[2]: methods for key, methods in found.groups.items() if key[:2] == model}
+    names = sorted(of_model, key=order)
+    drawn, panel = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    groups = [of_model[name] for name in names]
+    for x, row in grouped_bars(panel, groups, METHODS, "peak_memory_mb"):
+        if row.must_hold_mb:
+            rest = row.resident_rest_mb or 0.0
+            panel.hlines(row.must_hold_mb + rest, x - 0.125, x + 0.125, color="black", linewidth=2)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_ylabel("peak memory (MB)\nlines: what must be held, and the\nprocess without weights")
+    shown = [row for methods in groups for row in methods.values()]
+    panel.set_title(titled(shown), fontsize=9)
+    legend(drawn, [name for name in METHODS if any(row.method == name for row in shown)])
+    finish_axes(panel)
+    return drawn

@@ -1,0 +1,145 @@
+"""What rows are called, and what must be said below a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..config import Config
+from ..prefilling.methods import method_of
+from ..records.row import Row
+from ..records.store import Record
+from ..workload.files import named
+from ..workload.prompts import MADE_UP, shipped_profiles
+from .cells import WIDEST
+
+MODELS = {
+    "llama2-1.3b": "Llama2-1.3B",
+    "llama2-7b": "Llama2-7B",
+    "llama2-13b": "Llama2-13B",
+    "mistral-7b": "Mistral-7B",
+}
+UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
+
+
+def title(row: Row, machine: str | None = None) -> str:
+    """What a table of this row's comparison is about.
+
+    Args:
+        machine: what it ran on, where the device alone does not tell it.
+    """
+    bits = "" if row.loadbit == "none" else f", {row.loadbit}-bit weights"
+    return (
+        f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({_source(row)}), {row.model} "
+        f"({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
+        f"{row.num_prompts:,} prompts{told_apart(row)}, {machine or row.device_name}"
+        + (f", with faults: {row.faults}" if row.faults else "")
+    )
+
+
+def told_apart(row: Row) -> str:
+    """Settings that set a comparison apart from others of the same name, where they are not the usual ones."""
+    said = f", cut at {row.dataset_max_tokens:,} tokens" if row.dataset_max_tokens else ""
+    if row.forward and row.protocol == "modern" and row.max_tokens_per_forward != Config.max_tokens_per_forward:
+        budget = "no limit of" if row.max_tokens_per_forward is None else f"at most {row.max_tokens_per_forward:,}"
+        said += f", {budget} tokens a forward"
+    return said + (f", within {row.memory_limit_mb:,} MB" if row.memory_limit_mb else "")
+
+
+def _source(row: Row) -> str:
+    if row.dataset_source == "profile":
+        known = {f"profile {name} ": "made-up" if name in MADE_UP else "real" for name in shipped_profiles()}
+        kind = next((kind for start, kind in known.items() if row.dataset_detail.startswith(start)), "given")
+        return f"{kind} token lengths, random ids"
+    return f"file {named(row.dataset_detail)}" if row.dataset_source == "file" else "hub"
+
+
+def model_name(row: Row) -> str:
+    """As the paper writes it, with the bits of its weights."""
+    return MODELS.get(row.model, row.model) + ("" if row.loadbit == "none" else f" {row.loadbit}-bit")
+
+
+def label(row: Row) -> str:
+    """What a row is called in tables and plots: its method, and how it packs where that is not the default."""
+    return row.method if row.packing in {None, "ffd"} else f"{row.method} ({row.packing})"
+
+
+def starred(row: Row) -> str:
+    """Its label, with a star where it needs the whole dataset in advance."""
+    return label(row) + (" *" if method_of(row.method).needs_dataset else "")
+
+
+def bullets(lines: Sequence[str]) -> list[str]:
+    """Lines below a table as a list, which Markdown else runs together in one paragraph."""
+    return ["", *(f"- {line}" for line in lines)] if lines else []
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What must stand below a table of these rows, a line each; none begins with a sign that Markdown would take."""
+    lines = [f"{label(row)}: {row.status}, {row.status_reason}" for row in rows if row.status != "ok"]
+    if offline := [row.num_prompts for row in rows if method_of(row.method).needs_dataset]:
+        lines.append(
+            f"marked *: an offline oracle, which needs the whole dataset ({max(offline):,} prompts) before its first "
+            "batch; its interval covers repeats only"
+        )
+    if any(row.status == "ok" and method_of(row.method).packs_dataset for row in rows):
+        lines.append("dataset-prepacking has batches of its own, bins of all prompts: compare it by the prompt")
+    if any(row.status == "ok" and not row.utilization_valid for row in rows):
+        lines.append("† too few averaging windows for a utilization, or no counter")
+    if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
+        lines.append(
+            "‡ its intervals rest on fewer than 5 batches (offline methods: repeats); those beyond a factor of "
+            f"{WIDEST:.0f} are not shown"
+        )
+    if any(row.status == "ok" and method_of(row.method).apart for row in rows):
+        lines.append("vllm is not verified: its weights are its own, random and of the same shape")
+    if any(row.speedup_across_runs for row in rows):
+        lines.append("§ over full-batching of another run, with the interval between runs (docs/measuring.md)")
+    return lines + validity(rows)
+
+
+def validity(rows: Sequence[Row]) -> list[str]:
+    """Which rows are VALID, and which are not and why, with notes on both; nothing of records without this verdict."""
+    judged = [row for row in rows if row.valid is not None]
+    lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
+    if fine := list(dict.fromkeys(label(row) for row in judged if row.valid)):
+        lines.append(f"VALID: {', '.join(fine)}")
+    noted: dict[str, list[str]] = {}
+    for row in judged:
+        for note in filter(None, (row.notes or "").split("; ")):
+            noted.setdefault(note, []).append(label(row))
+    return [*lines, *(f"note: {', '.join(dict.fromkeys(names))}: {note}" for note, names in noted.items())]
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """One paragraph that says what was measured, with what, and how it was checked, of one comparison or several."""
+    rows = [record.row for record in records]
+    packages = [record.manifest["packages"] for record in records]
+    commits = [
+        (record.manifest["git_commit"] or "unknown")[:12]
+        + (" with uncommitted changes" if record.manifest["git_dirty"] else "")
+        for record in records
+    ]
+    text = (
+        f"{_span(row.repeats for row in rows)} repeats over {_span(row.num_batches for row in rows)} batches, seed "
+        f"{_each(row.seed for row in rows)}; prompts: {_each(row.dataset_detail for row in rows)}; model: "
+        f"{_each(row.model_detail for row in rows)}; torch {_each(package['torch'] for package in packages)}, "
+        f"transformers {_each(package['transformers'] for package in packages)}; commit {_each(commits)}; workload "
+        f"{_each(row.workload_fingerprint for row in rows)}."
+    )
+    checked = [row.verified_max_rel_diff for row in rows if row.verified_max_rel_diff is not None]
+    if checked:
+        prompts = _span(row.verified_prompts for row in rows if row.verified_prompts)
+        text += (
+            f" Checked before timing: {prompts} prompts of each method against the prompt run alone; the KV of a layer "
+            f"differs by {max(checked):.1e} of its norm at most."
+        )
+    return text
+
+
+def _each(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
