@@ -112,7 +112,7 @@ def _name_own_model(model: ModelConfig) -> None:
         model.name = f"own-{model.name}"
 
 
-# What says which prompts a dataset is. Cutting them (max_tokens) leaves it the same dataset, and a row says so.
+# Settings that make a dataset another one. Cutting its prompts (max_tokens) does not; the row says that they were cut.
 DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "profile")
 
 
@@ -136,8 +136,8 @@ def _name_own_dataset(dataset: DatasetConfig) -> None:
         problem = f"a file is named, but dataset.source={dataset.source} reads none"
         raise UserError("dataset.path", problem, "add dataset.source=file, or leave the path out")
     elif dataset.source == "auto" and "profile" in changed and "hub_id" not in changed:
-        dataset.source = "profile"  # it was not given as what the shipped dataset falls back to
-    # What the source does not read changes no prompt.
+        dataset.source = "profile"  # the profile was given for its own sake, not as the fallback of the shipped dataset
+    # Settings that the source does not read change no prompt.
     read = {"file": {"path", "text_field"}, "profile": {"profile"}}.get(dataset.source, set(DATA) - {"path", "profile"})
     if not changed & read:
         return

@@ -16,7 +16,7 @@ from .cli import UserError
 CONFIG_DIR = places.CONFIGS
 
 SERVING = ("continuous-batching", "vllm")
-# By their files' names: a choice is checked without importing torch.
+# Known by the names of their files, so that a choice is checked without importing them.
 ADDED = tuple(
     sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefilling" / "added").glob("[!_]*.py"))
 )

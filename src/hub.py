@@ -60,7 +60,7 @@ def absence() -> str | None:
         return f"{variable} is set"
     answered = threading.Event()
     try:
-        seconds = float(os.environ["HF_HUB_ETAG_TIMEOUT"])  # who has a slow connection says so there
+        seconds = float(os.environ["HF_HUB_ETAG_TIMEOUT"])  # the hub's own variable for slow connections
     except (KeyError, ValueError):
         seconds = PROBE_SECONDS
 
@@ -101,7 +101,7 @@ def _bound_waiting() -> None:
     """
     from huggingface_hub import constants, get_session, set_client_factory
 
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what goes wrong is said by us, in one line
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # errors are reported by this program, in one line
     asked = _Asked()
 
     def before(request: Any) -> None:

@@ -20,7 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 # What makes a figure: settings, statistics, prompts, methods, and the measuring of them.
 MEASURING_CODE = ("config.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
-GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; checked by scripts/share.py against code_hash
+GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; scripts/share.py checks it
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
@@ -66,7 +66,7 @@ def _installed_commit() -> str | None:
 
 
 def _given_commit() -> str | None:
-    """The commit that somebody says this tree is, who carried it here without its repository.
+    """The commit of this tree as given by the person who copied it here without its repository.
 
     Raises:
         UserError: it is no commit's full name.
@@ -78,7 +78,7 @@ def _given_commit() -> str | None:
 
 
 def commit() -> tuple[str | None, bool]:
-    """The commit of the source tree, and whether it was given by who carried the tree without its repository.
+    """The commit of the source tree, and whether it was given because the tree has no repository.
 
     Raises:
         UserError: what was given is no commit's full name.

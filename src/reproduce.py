@@ -29,7 +29,7 @@ class ReproduceSettings:
     scale: str = field(default="auto", metadata={"help": "auto (gpu where there is a CUDA GPU), cpu or gpu"})
     results_dir: str | None = field(default=None, metadata={"help": "where records go; default results/<machine>"})
     minutes: float | None = field(
-        default=None, metadata={"help": "what tells most first; what does not fit is left for the next call"}
+        default=None, metadata={"help": "the most telling first; what does not fit is left for the next call"}
     )
     smoke: bool = field(default=False, metadata={"help": "of each experiment one comparison of a few prompts"})
     launcher: str = field(default="here", metadata={"help": "here, or slurm: a job for each comparison"})

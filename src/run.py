@@ -32,7 +32,7 @@ def main() -> int:
         except BAD_INPUT as error:
             code = report(error)
         if code and "SUBMITIT_EXECUTOR" in os.environ:
-            raise JobFailed(code)  # a launcher's job: the list is another process's, an exception finds its way there
+            raise JobFailed(code)  # in a launcher's job the list is in another process, and an exception reaches it
         codes.append(code)
 
     if any(argument.startswith("hydra/launcher=slurm") for argument in sys.argv):

@@ -17,7 +17,7 @@ from .interval import Interval
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 FEW = 5  # an interval over fewer draws than this is flagged: t with under four degrees of freedom is a guess
-WIDEST = 2.0  # a resample of few batches may have next to no spread: no pivot is beyond so many of Student's quantiles
+WIDEST = 2.0  # limit of a pivot, in Student's quantiles: a resample of few batches may have almost no spread
 OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
 # Of one run, the tables [repeats, batches] whose means an estimate multiplies (1) or divides by (-1), repeat by repeat.
@@ -40,7 +40,7 @@ def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resa
 def speedup_interval(
     base: Seconds, other: Seconds, same_batches: bool, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """How many times faster ``other`` carries the dataset than ``base``: ratio of total times, with its interval.
+    """How many times faster ``other`` is than ``base`` over the dataset: ratio of total times, with its interval.
 
     Args:
         base, other: [repeats, batches]; the same repeats side by side.
@@ -50,7 +50,7 @@ def speedup_interval(
         seed, resamples: of the bootstrap.
     """
     few = base.shape[1 if same_batches else 0] < FEW
-    if not same_batches:  # the totals of a pass are all that can be paired
+    if not same_batches:  # only the totals of a pass can be paired
         base, other = base.sum(1, keepdims=True), other.sum(1, keepdims=True)
     return _interval([[(1, base), (-1, other)]], few, seed, resamples)
 
@@ -58,7 +58,7 @@ def speedup_interval(
 def between_runs(
     reference: Seconds, other: Seconds, same_batches: bool, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """How many times faster a run carries the dataset than a reference run: another machine's, or another version's.
+    """How many times faster a run is than a reference run, of another machine or another version.
 
     The batches of both are the same, so what batches differ by cancels as in ``speedup_interval``, and what they differ
     by in their ratio (long ones may gain more) stays. The repeats are not the same: those of one run drift with its

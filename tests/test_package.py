@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY_OVERRIDES
+from conftest import ROOT, TINY, TINY_OVERRIDES
 
 from src import __version__, places, provenance
 
@@ -109,6 +109,30 @@ def test_the_wheel_measures_and_reports_below_the_current_folder(installed: Path
     succeed(installed / "prepack", "report", cwd=elsewhere)
     assert (elsewhere / "results" / "report" / "report.html").is_file()
     assert {path.name for path in elsewhere.iterdir()} == {".git", "src", "results"}
+
+
+PROGRAM = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from prepack_bench import generate, prefill
+
+sizes = {sizes}
+model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+packed = generate(model, None, prompts, max_new_tokens=4, do_sample=False, pad_token_id=0)
+for number, prompt in enumerate(prompts):
+    alone = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                           max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert packed[number, -4:].tolist() == alone[0, -4:].tolist()
+print(prefill(model, prompts).computed_tokens)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_imports_the_wheel_by_its_own_name(installed: Path, elsewhere: Path) -> None:
+    sizes = {name: value for name, value in TINY.items() if name != "model_type"}
+    printed = succeed(installed / "python", "-c", PROGRAM.format(sizes=sizes), cwd=elsewhere)
+    assert printed.strip() == "12"  # two bins of six, where padding computes eighteen
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ FEWEST_MIXES = 5
 MOST_ROUNDS = 7
 SHARE_OF_MEMORY = 0.5
 SHARE_TO_PROBE = 0.1
-PASSES = 2.2  # over all batches that the time must hold: to warm up, to time, and what the plan is off by
-OVERTIME = 1.5  # of the time asked; the first timed round may take it, later ones may not begin within it
+PASSES = 2.2  # passes over all batches that must fit: one to warm up, one to time, and a margin
+OVERTIME = 1.5  # the first timed round may take this many times as long as asked
 PROBE_TOKENS = 4096
 
 
@@ -66,7 +66,7 @@ class Mix:
         return [max(SHORTEST_PROMPT, round(float(part) * longest)) for part in share]
 
 
-# Few prompts and many, short and long, alike and not: each kind of work is the most expensive somewhere.
+# Few and many, short and long, equal and unequal prompts, so that each kind of work dominates some batch.
 MIXES = (
     Mix("equal", 1, 2048), Mix("equal", 4, 1024), Mix("equal", 16, 128), Mix("equal", 64, 16),
     Mix("uniform", 4, 512), Mix("uniform", 16, 256), Mix("uniform", 64, 64),
@@ -126,7 +126,7 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
         began = time.perf_counter()
         if number and began - start + round_s > budget_s:
             break
-        for place in rng.permutation(len(pairs)):  # in another order each round: drift hits all alike
+        for place in rng.permutation(len(pairs)):  # in another order in each round, so that drift affects all alike
             mix, method = pairs[place]
             if number == 0 and time.perf_counter() - start > budget_s * OVERTIME:
                 continue

@@ -66,7 +66,7 @@ class CostModel:
         return self.residuals[LIKE.get(method, method)]
 
 
-# Methods that lay out batches of their own, but carry them as another one does.
+# Methods that make batches of their own, but compute them as another method does.
 LIKE = {"length-ordered": BASELINE, "dataset-prepacking": "prepacking"}
 
 

@@ -23,9 +23,9 @@ ASKED = (
 )  # fmt: skip
 MATCHED = parts(WORK, HOW)
 TOLD = tuple(dict.fromkeys([*ASKED, *(name for name in MATCHED if name != "method")]))
-# What a run decides by itself, from the machine or the network, unless it is told.
+# What a run decides by itself from the machine or the network, unless a setting says it.
 DECIDED = {"dtype": "dtype", "weights_source": "model.weights", "dataset_source": "dataset.source"}
-# A method that failed before its model was looked at does not know these.
+# These are unknown for a method that failed before its model was looked at.
 UNKNOWN = (
     "weights_source", "model_detail", "model_hash", "dataset_source", "dtype", "forward", "max_tokens_per_forward",
     "packing", "faults", "workload_fingerprint",
@@ -212,7 +212,7 @@ def _baseline(entry: Entry, source: Source) -> Entry | None:
     for other in source.entries:
         alike = group_of(other.row) == wanted and other.machine == entry.machine
         same = other.row.method == BASELINE and alike and other.seconds is not None
-        # A serving engine has a forward of its own, and stands beside the methods whatever theirs is.
+        # A serving engine has a forward of its own, and is compared whatever that of the others is.
         if same and forward in {(None, None), _forward(other.row)}:
             return other
     return None

@@ -21,8 +21,10 @@ MARKS = (("o", "black"), ("s", "#0072B2"), ("^", "#D55E00"), ("D", "#009E73"), (
 # Possible ticks, in the order of preference.
 TICKS = (1, 2, 0.5, 5, 0.2, 10, 0.1, 20, 0.05, 50, 0.02, 100, 0.01, 1.5, 0.7, 3, 0.3, 1.25, 0.8, 1.1, 0.9)
 APART = 0.08  # share of the axis that ticks are apart at least, so that their labels do not run into each other
-MOST = 40  # comparisons in one figure: an image has an end, and so has a reader
-BEYOND = 3.0  # an interval is drawn up to so many times beyond the values: a very wide one would flatten all others
+MOST = 40  # most comparisons in one figure
+BEYOND = (
+    3.0  # an interval is drawn up to this many times the values, so that a very wide one does not flatten the others
+)
 
 
 def draw(

@@ -1,1 +1,1 @@
-"""What runs configurations: processes of their own, jobs of a cluster, searches, and the order of all that."""
+"""Runs configurations: in processes of their own, as jobs of a cluster, in searches, in order and within a time."""

@@ -16,18 +16,18 @@ from .forecast import Clock, Forecast
 from .largest_batch import OutOfTime, search
 from .largest_batch import seconds as seconds_of_search
 
-OVERTIME = 0.15  # share of the minutes given that a comparison may run on beyond them before it is broken off
-NAMED = 4  # comparisons of an experiment that are named where they are left out
+OVERTIME = 0.15  # a comparison may exceed the given minutes by this share of them before it is ended
+NAMED = 4  # so many of the comparisons that are left out are listed, per experiment
 
 
 @dataclass
 class Task:
-    """A comparison of an experiment; of the search, the ones that it begins with."""
+    """A comparison of an experiment, or a search, with the comparisons that it begins with."""
 
     experiment: str
     overrides: list[str]
     plans: list[Plan]
-    searches: bool  # for the largest batch: it measures more than one
+    searches: bool  # for the largest batch: one search measures several comparisons
     estimated_s: float = 0.0
 
     @property
@@ -38,7 +38,7 @@ class Task:
 
     @property
     def priority(self) -> int:
-        """Its place: what tells most has the lowest."""
+        """Its place among all comparisons; the most telling has the lowest number."""
         return priority_of(self.plans[0].config)
 
 
@@ -83,7 +83,9 @@ def announcement(
     whole_s = sum(task.estimated_s for task in new) + report_s
     lines.append(f"  all of it, with the report: about {in_words(whole_s)}")
     if minutes is not None:
-        lines.append(f"within {minutes:g} minutes: what tells most first; what does not fit is left for the next call")
+        lines.append(
+            f"within {minutes:g} minutes: the most telling first; what does not fit is left for the next call"
+        )
     return "\n".join(lines)
 
 
@@ -99,7 +101,7 @@ class _BrokenOff(Exception):
 
 
 def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock) -> tuple[int, list[Task]]:
-    """Measure what fits into the time, what tells most first; the worst exit code, and what was left out."""
+    """Measure what fits into the time, the most telling first. Returns the worst exit code and what was left out."""
     worst, waiting, left_out, said = 0, list(new), list[Task](), ""
 
     def fits(plan: Plan) -> bool:
@@ -114,7 +116,7 @@ def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock
         worst = max(worst, _run(plan, forecast, clock))
 
     while waiting:
-        # Of those that tell as much the cheapest first, where time ends: so more of them fit. Else as they come.
+        # With a time limit, the cheapest of equal priority come first, so that more fit; else they keep their order.
         task = min(waiting, key=lambda task: (task.priority, task.estimated_s if clock.ends else 0))
         waiting.remove(task)
         try:
@@ -144,7 +146,7 @@ def _run(plan: Plan, forecast: Forecast, clock: Clock) -> int:
     began_s, over_s = time.monotonic(), clock.grace_s(OVERTIME)
     code = run_apart(plan.config, plan, None if over_s is None else max(1.0, over_s - forecast.report_s))
     seconds = time.monotonic() - began_s
-    if code in {0, BROKEN_OFF}:  # how long it takes to fail tells nothing
+    if code in {0, BROKEN_OFF}:  # the time until a failure says nothing about a measurement
         forecast.took(plan, seconds, finished=code == 0)
     if code == BROKEN_OFF:
         raise _BrokenOff(seconds)

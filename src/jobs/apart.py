@@ -1,4 +1,4 @@
-"""A configuration in a process of its own: what it leaves behind, or dies of, does not reach the next one.
+"""Runs a configuration in a process of its own, so that nothing it leaves behind or dies of affects the next one.
 
 The parent composes settings, has a child forked from a template process (template.py) and sleeps until it ends. The
 child measures, writes its records and prints its table. Before it starts, it leaves rows as they would stand if it
@@ -34,7 +34,7 @@ from ..records.store import Record
 if TYPE_CHECKING:
     from ..measure.plan import Plan
 
-register_schemas()  # on import, for the job of a launcher, which unpickles what names this file and composes next
+register_schemas()  # a launcher's job unpickles a function that imports this file, and then composes
 RECORDED_EXITS = (0, 1)
 OWN_EXITS = (
     *RECORDED_EXITS,
@@ -44,7 +44,7 @@ OWN_EXITS = (
 # of the child; waiting for it avoids a row that would call the end of the job a failure of the method.
 ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
 STOP_SECONDS = 3.0
-BROKEN_OFF = 75  # the exit code of a configuration that was ended because the time for all of them was over
+BROKEN_OFF = 75  # exit code of a configuration that was ended because the given minutes were over
 
 
 def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None = None) -> int:
@@ -58,7 +58,7 @@ def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None 
         KeyboardInterrupt: the user stopped it; the process is gone too.
     """
     if not config.isolate:
-        from .worker import measure_and_print  # torch takes seconds to import, and the usual parent does without
+        from .worker import measure_and_print  # torch takes seconds to import, and a parent usually needs none
 
         code = measure_and_print(config, plan)
         recorded()
@@ -113,7 +113,7 @@ class Template:
 
     @classmethod
     def running(cls) -> Template:
-        """The one of this program, started where there is none, or one of another environment or output."""
+        """The template of this program; a new one where there is none, or where environment or output have changed."""
         outputs = [(found.st_dev, found.st_ino) for found in map(os.fstat, (1, 2))]
         belongs_to = (os.environ.copy(), os.getcwd(), outputs)
         if cls._running and (cls._running._belongs_to != belongs_to or cls._running._process.poll() is not None):
@@ -127,7 +127,7 @@ class Template:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                # -P: a folder src of the user's in the current folder is not this one
+                # -P: do not import a folder src that happens to lie in the current folder
                 [sys.executable, "-P", "-m", f"{places.NAME}.jobs.template", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -198,7 +198,7 @@ def _write_failures(pending: Path, status: str, reason: str, config: Config) -> 
 
 
 def _kernel_oom_kills() -> int:
-    """Processes that the kernel has killed for want of memory since it started; 0 where it does not say."""
+    """Processes that the kernel has killed since it started because memory ran out; 0 where it does not say."""
     try:
         counters = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines())
         return int(counters.get("oom_kill", 0))

@@ -39,7 +39,7 @@ from .apart import run_apart
 TOOLS = ("sbatch", "srun", "squeue", "sinfo", "scancel")
 FOLDER = ".slurm"  # below the results: logs of jobs, what is to run in them, and outcomes of searches
 POLL_SECONDS = 2.0
-LATE_SECONDS = 10.0  # until what a node wrote to a shared disk is seen elsewhere
+LATE_SECONDS = 10.0  # until other machines see what a node wrote to a shared disk
 Search = Callable[[list[str], Path], dict[str, int]]
 
 
@@ -100,7 +100,7 @@ def partition(chosen: Mapping[str, Any]) -> tuple[str, bool]:
 
 @dataclass
 class Task:
-    """What one job does: a comparison, or with ``outcome`` a search, that file saying that it ended."""
+    """What one job does: a comparison or, with ``outcome``, a search; that file is written when the search ends."""
 
     overrides: list[str]
     config: Config  # as the node that measures resolves it
@@ -204,10 +204,10 @@ def _wait(new: Sequence[Task], results_dir: Path) -> None:
 
 
 def _outcome(new: Sequence[Task], results_dir: Path) -> int:
-    """Say what the jobs came to."""
+    """Print how the jobs ended. 1 where one failed or left no record."""
     end = time.monotonic() + LATE_SECONDS
     while True:
-        records.check_writable(results_dir)  # writing there makes a network disk look again at what there is
+        records.check_writable(results_dir)  # writing there makes a network disk refresh what it shows
         comparisons = _comparisons(results_dir)
         lost = [task for task in new if task.found(comparisons) is None]
         if not lost or time.monotonic() > end:
@@ -262,7 +262,7 @@ def _submit(executor: Any, task: Task, search: Search) -> None:
 
 
 def in_job(overrides: list[str], results_dir: Path, search: Search | None, outcome: Path | None) -> None:
-    """What a job does, on the node that measures; ends it with the exit code of a comparison on one machine."""
+    """What a job does on the node that measures; its exit code is that of the comparison."""
 
     def main() -> int:
         if search is None or outcome is None:
@@ -278,7 +278,7 @@ def in_job(overrides: list[str], results_dir: Path, search: Search | None, outco
 
 
 def _resolved(config: Config) -> Config:
-    """What the node that measures makes of a configuration whose device is said: what a record's hash is of."""
+    """A configuration whose device is known as the node that measures resolves it, and hashes it for its records."""
     return replace(config, dtype=dtype_name(config.dtype, config.device.startswith("cuda")))
 
 

@@ -8,11 +8,11 @@ from ..measure.plan import Plan
 from ..prefilling.shape import Shape
 from ..prefilling.vllm import driver
 
-REACHED = 0.6  # share of the matrix-product rate that whole prefills were seen to reach on CPUs
+REACHED = 0.6  # whole prefills on CPUs reach about this share of the matrix-product rate
 START_S = {"cpu": 1.0, "cuda": 5.0}  # a process, the device, libraries; on a GPU its context and first kernels
 RATES_S = {"cpu": 1.8, "cuda": 1.5}  # measuring the rates of products and copies, for the limit
 DRAWN_PER_S = {"cpu": 1e8, "cuda": 2e9}  # weights drawn at random
-ALONE_S = {"cpu": 0.003, "cuda": 0.03}  # of a prompt that is verified, beside its operations: many small kernels
+ALONE_S = {"cpu": 0.003, "cuda": 0.03}  # per verified prompt, in addition to its operations: many small kernels
 WINDOWS_S = {"cpu": 0.6, "cuda": 5.0}  # a pass that is shorter is looped for its utilization
 ENGINE_S = {"continuous-batching": 3.0, "vllm": 90.0}  # starting a serving engine
 
@@ -26,10 +26,10 @@ class Parts:
 
 
 def parts_of(plan: Plan, times: float = 1.0) -> Parts:
-    """Reckon a comparison: verification, warm-up and timed passes of each method, and what is done around them.
+    """Estimate a comparison: verification, warm-up and timed passes of each method, and what is done around them.
 
     Args:
-        times: reckon as if it had so many times as many prompts in each batch.
+        times: as if each batch had this many times as many prompts.
     """
     shape, c, kind = Shape.of(plan.source.config), plan.config, plan.device.type
     fixed_s = START_S[kind] + (shape.layer_parameters + shape.vocabulary) / DRAWN_PER_S[kind] + c.sampler_overhead_s

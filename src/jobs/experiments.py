@@ -1,4 +1,4 @@
-"""The experiments of configs/experiment/: which there are, their order, and the runs that each sweeps over."""
+"""The experiments of configs/experiment/: their names, their order, and the runs of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def experiments() -> tuple[str, ...]:
 
 
 def priority_of(config: Config) -> int:
-    """Where an experiment's comparison stands among all others, by its YAML: that of its model, else of any."""
+    """The priority of a comparison, as its experiment's YAML gives it for the model, or else for any model."""
     return config.priority.get(config.model.name, config.priority.get("any", LAST))
 
 

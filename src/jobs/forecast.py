@@ -25,9 +25,9 @@ from .duration import REACHED, parts_of
 
 FILE = "times.json"
 MOST_KEPT = 500  # comparisons: the newest
-OTHER_KIND = 0.3  # weight of a comparison of another model, type or protocol beside 1 of the same
+OTHER_KIND = 0.3  # weight of a comparison of another model, type or protocol; one of the same counts 1
 ESTIMATE = 0.1  # weight of the estimate itself
-BROKEN_OFF = 1.5  # what was ended before it was done is taken to need so many times as long
+BROKEN_OFF = 1.5  # a comparison that was ended early is assumed to need this many times as long
 REPORT_S, REPORT_PER_RECORD_S = 8.0, 0.1
 
 
@@ -43,7 +43,7 @@ class Taken:
     finished: bool
 
     def __post_init__(self) -> None:
-        """Refuse what no comparison takes, which a file may hold that somebody has edited.
+        """Refuse times that no comparison takes; the file may have been edited.
 
         Raises:
             ValueError: a time that is none.

@@ -38,9 +38,9 @@ def sizes(first: int) -> Generator[int, str, tuple[int, int]]:
             fits = size
         elif status in {"oom", "skipped"}:
             fails = size
-        else:  # the dataset has no more prompts, or it failed for another reason: more would tell nothing
+        else:  # the dataset has no more prompts, or it failed for another reason: larger sizes would not help
             break
-        # Up while nothing has failed; else between what fits and what fails.
+        # Double while nothing has failed; then try the middle between what fits and what fails.
         size = min(2 * fits, MOST) if fails > MOST else (fits + fails) // 2
         if fits == MOST or size < 1:
             break
@@ -104,7 +104,7 @@ def _status(
         measure(plan)
     try:
         return records.read(results_dir / plan.run_id(plan.methods[0].method)).row.status
-    except ValueError:  # it ended before it could leave a row, and said why
+    except ValueError:  # it ended before it could write a row, and printed why
         return "error"
 
 

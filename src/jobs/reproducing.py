@@ -1,4 +1,4 @@
-"""Experiments measured, on this machine or on the nodes of a cluster, and then reported."""
+"""Measures experiments, on this machine or on the nodes of a cluster, and writes the report."""
 
 from __future__ import annotations
 

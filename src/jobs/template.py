@@ -1,4 +1,4 @@
-"""The process that measuring ones are forked from: it has imported what they need, and computes nothing itself.
+"""The process that measuring processes are forked from: it has imported what they need, and computes nothing itself.
 
 Importing takes longer than many a measurement. A fork of a process that has imported everything, and has neither
 started a thread pool nor touched a GPU, is as clean as a new process, and is there at once. ``apart.py`` starts it.
@@ -30,15 +30,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel end this process when the parent is gone, however that came about (Linux)."""
+    """Have the kernel end this process when the parent ends for whatever reason (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(EXIT_INTERRUPTED)
 
 
 def limit_memory(megabytes: int | None) -> None:
-    """Let allocations of this process beyond ``megabytes`` fail, so that they become rows instead of a dead machine.
+    """Make allocations of this process beyond ``megabytes`` fail, so that they become rows and the machine survives.
 
     Counts the process's private writable memory (RLIMIT_DATA), not mapped files or the GPU's.
     """
@@ -55,10 +55,10 @@ def main() -> int:
     end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        from . import worker  # here, for the file of a method that was added may be wrong
+        from . import worker  # here, so that a faulty file in added/ ends in one line
     except UserError as error:
         return report(error)
-    gc.freeze()  # a collection in a fork then leaves the pages that it shares with this process alone
+    gc.freeze()  # so that garbage collection in a fork does not copy the memory that it shares with this process
     with connection, connection.makefile("rw", encoding="utf-8") as pipe:
         while line := pipe.readline():
             template = os.getpid()
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | None) -> int:
-    """In the fork: measure, and leave word of what went wrong.
+    """In the fork: measure, and write down what went wrong.
 
     Args:
         plan: a file with the pickled plan, where the parent has made it.

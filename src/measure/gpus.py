@@ -20,7 +20,7 @@ from .. import places
 from ..cli import UserError
 from .rates import usual_rate
 
-USUAL = ("cuda:0", "bfloat16")  # what a rate is asked for unless settings say otherwise: one child then answers it all
+USUAL = ("cuda:0", "bfloat16")  # the usual device and type, so that one child answers everything
 ANSWER_S = 180  # a first import of torch from a slow disk takes a minute
 
 
@@ -71,7 +71,7 @@ def rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @functools.cache
 def _asked(device: str, dtype: str) -> dict[str, Any]:
-    # -P: a folder src of the user's in the current folder is not this one.
+    # -P: do not import a folder src that happens to lie in the current folder.
     command = [sys.executable, "-P", "-m", f"{places.NAME}.measure.gpus", device, dtype]
     try:
         done = subprocess.run(command, env=places.environment(), capture_output=True, text=True, timeout=ANSWER_S)

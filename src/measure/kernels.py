@@ -22,7 +22,7 @@ from ..prefilling.method import TokenIds
 from ..prefilling.modern import Ideal
 from .timer import PhaseTimer
 
-# Kernels on a GPU by what their names hold, the more telling first.
+# Kernels on a GPU by a part of their names, the more specific first.
 DEVICE_KERNELS = (
     ("FlashAttention 4", r"flash_?attn.?cute|FlashAttentionForwardSm"),
     ("FlashAttention 3", r"FlashAttnFwd|flash_fwd_sm90"),
@@ -30,7 +30,7 @@ DEVICE_KERNELS = (
     ("cuDNN", r"cudnn.*(sdpa|flash|fmha)"),
     ("memory-efficient", r"fmha_cutlass|PyTorchMemEffAttention"),
 )
-FLASH = "FlashAttention"  # of a version that the operator does not tell
+FLASH = "FlashAttention"  # the operator does not say which version
 OPERATORS = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash (CPU)",
     "aten::_scaled_dot_product_flash_attention": FLASH,
@@ -72,7 +72,7 @@ def kernels_of(run: Callable[[], object], device: torch.device) -> str | None:
         with profile(activities=activities, experimental_config=everywhere) as profiler:
             run()
         events = profiler.events() or []
-    except Exception as error:  # whatever a profiler fails of costs a column, never a measurement
+    except Exception as error:  # a failing profiler may cost a column, but never a measurement
         warn(f"which attention kernel ran is not known ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
         return None
     operators = [(event.name, event.self_cpu_time_total) for event in events if event.name in OPERATORS]

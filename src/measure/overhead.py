@@ -11,8 +11,8 @@ import torch
 
 from .sampler import Sampler
 
-DENSER = 20  # readings come so much more often than in a run, so that their cost stands out from the machine's noise
-REST = 4  # but the rest between two is so many times as long as one, so that they do not get into each other's way
+DENSER = 20  # readings come this much more often than in a run, so that their cost stands out from the noise
+REST = 4  # the pause between two readings is at least this many times as long as a reading
 READINGS_PER_SPAN = 5
 PROBE_SHARE = 0.1  # of the time there is, for finding out how long a reading takes
 FEWEST_PAIRS = 5

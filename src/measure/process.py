@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .nvml import MB, Reading
 
-BUSY = 0.1  # share of the cores' time that others may take from a measurement that is relied upon
+BUSY = 0.1  # a measurement is invalid if other processes take more than this share of the cores' time
 TICK_S = 0.01  # the kernel counts the time of cores in steps of this length
 PROC, CGROUP, CPUS = Path("/proc"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
@@ -39,7 +39,7 @@ class ProcessCounters:
         else:
             reading.values["process_memory_mb"] = resident
         try:
-            # Cores without work clock down: the fastest one shows the clock of those that have some.
+            # Idle cores lower their clock: the fastest one shows the clock of those that work.
             mhz = max((int(file.read_text(encoding="ascii")) / 1000 for file in self._clocks), default=None)
         except (OSError, ValueError) as error:
             reading.gaps["cpu_clock_mhz"] = f"{type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ PRODUCTS = 5  # of each size
 PRODUCT_SECONDS = 0.8
 
 BUFFER_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}  # several times the last cache of each kind
-SHARE_OF_MEMORY = 1 / 8  # the most that one of the two buffers takes of what is free
+SHARE_OF_MEMORY = 1 / 8  # each of the two buffers takes at most this share of the free memory
 LEAST_BUFFER_BYTES = 2**20
 COPIES = 6
 COPY_SECONDS = 0.5

@@ -22,7 +22,7 @@ from .usage import add_cpu, add_memory, add_overhead, add_rates, add_usage, add_
 
 
 def to_records(run: Run, made: dict[str, Any]) -> list[Record]:
-    """One record per method of a comparison, whatever became of it.
+    """One record per method of a comparison, failed methods included.
 
     Args:
         made: the manifest.
@@ -170,7 +170,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         add_rates(row, run, outcome)
         if method.apart:
             row.max_utilization_pct = row.mean_utilization_pct = None
-        # An engine's own process is another one by its design, and a GPU does not wait for what others do on the CPU.
+        # A serving engine's process is another one by design, and a GPU does not wait for other processes on the CPU.
         computes_here = plan.device.type == "cpu" and not method.apart
         add_validity(row, outcome, tree_dirty, add_cpu(row, outcome) if computes_here else CpuUse())
         if "divide-twice" in plan.faults:
@@ -212,7 +212,7 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
     row.padding_ratio = row.computed_tokens / row.useful_tokens
-    if not outcome.method.apart:  # between another process's clock and ours lies the pipe
+    if not outcome.method.apart:  # the wall time holds the pipe to the other process, too
         wall = sum(done.wall_seconds for done in outcome.passes)
         row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))

@@ -132,7 +132,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
 
 
 def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
-    """What carries a method's batches; a serving engine is started, with room for the largest of them."""
+    """The engine of a method; a serving engine is started, with room for the largest batch."""
     if not outcome.method.serves:
         return make_engine(model, outcome.method, plan.options)
     return start_serving(model, outcome.method, [plan.prompts.lengths[batch].tolist() for batch in outcome.batches])
@@ -201,8 +201,8 @@ def _find_kernels(run: Run) -> None:
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
         bins = outcome.bins[cheapest] if outcome.bins else None
         prompts = plan.token_ids(outcome.batches[cheapest])
-        carry = functools.partial(outcome.engine.prefill, prompts, NoTimer(), bins)
-        outcome.kernel = kernels.kernels_of(carry, plan.device)
+        prefill = functools.partial(outcome.engine.prefill, prompts, NoTimer(), bins)
+        outcome.kernel = kernels.kernels_of(prefill, plan.device)
 
 
 def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: Sampler) -> UsageLoop | None:

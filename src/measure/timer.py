@@ -55,7 +55,7 @@ class PhaseTimer:
 
     def _as_the_host_saw_it(self) -> dict[str, float]:
         """The fault ``no-sync``: the host's time until everything was launched, whatever the device still has to do."""
-        self._synchronize()  # after the clock was read: the next batch must not pay
+        self._synchronize()  # only after the clock was read, so that the next batch does not pay for this one
         return {self._phases[-1]: self.host_seconds}
 
     def _mark(self) -> Any:

@@ -135,7 +135,7 @@ def _continue(
     from_cache = _greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
     for ids, ours in zip(prompts, from_cache, strict=True):
         prompt = torch.from_numpy(ids).to(model.device)[None]
-        # The mask is given, as generation would take a token with the number of the padding for a pad.
+        # The mask is given, because generation would mistake a token with the id of the pad for a pad.
         alone = _greedy(model, prompt, torch.ones_like(prompt), tokens + 1, output_logits=True)
         theirs = alone.sequences[0, len(ids) :].tolist()
         found.continued += 1

@@ -116,7 +116,7 @@ def useful_operations(plan: Plan) -> float:
 
 
 def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
-    """Floating-point operations of a pass as a method carries it out; None where that is an engine of its own.
+    """Floating-point operations that a method computes in a pass; None for methods with an engine of their own.
 
     Under ``paper`` every position goes through all layers and to logits, and a query is multiplied by every key of its
     row, seen or not; for the first token prepacking then computes one token of each prompt. Under ``modern`` it is what

@@ -23,10 +23,10 @@ from transformers.masking_utils import sdpa_mask
 
 Ints = NDArray[np.int64]
 
-# Calling attention once more costs about as much as this many query-key pairs: what is saved by not padding a short
-# segment to a longer one must be worth the call.
+# One more attention call costs about as much as this many query-key pairs. A group of its own is worth it only if it
+# saves more than that in padding.
 CALL_COSTS_PAIRS = 64 * 64
-# What a call gathers and returns is held beside everything else: so many tokens of it at most.
+# A call copies its inputs and outputs; limiting its tokens limits that extra memory.
 CALL_TOKENS = 2048
 
 

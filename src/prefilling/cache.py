@@ -65,7 +65,9 @@ class CacheWriter:
         for number, line in enumerate(self._lines):
             assert line is not None
             keys, values = line[: self.spare].view(self._shape).permute(2, 0, 3, 1, 4)
-            found.update(keys[:, :, :0], values[:, :, :0], number)  # makes the layer; an update with all would copy
+            found.update(
+                keys[:, :, :0], values[:, :, :0], number
+            )  # creates the layer; an update with all of it would copy
             layer: Any = found.layers[number]
             layer.keys, layer.values = keys, values
         return found
@@ -80,7 +82,7 @@ def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(rows, like.shape[1])
     pages = mmap.mmap(-1, rows * like.shape[1] * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)  # of a huge page, a few tokens would make 2 MB
+        pages.madvise(mmap.MADV_NOHUGEPAGE)  # with huge pages, a few tokens would take 2 MB
     return torch.frombuffer(pages, dtype=like.dtype).view(rows, like.shape[1])
 
 

@@ -57,7 +57,7 @@ class ContinuousBatching:
         half_on_gpu = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
         try:
             self._manager = _manager(model, batches, flash=half_on_gpu)
-            self._manager.warmup()  # here, so that what is wrong is raised here and not in the thread
+            self._manager.warmup()  # here, so that an error is raised here and not in the thread
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # ValueError, ImportError, RuntimeError, by what the model or machine lacks
@@ -139,7 +139,7 @@ def _manager(model: PreTrainedModel, batches: Sequence[Sequence[int]], flash: bo
     except (ImportError, OSError, ValueError, RuntimeError):
         if not flash:
             raise
-        return _manager(model, batches, flash=False)  # its kernels cannot be had, from the hub for instance
+        return _manager(model, batches, flash=False)  # its kernels cannot be downloaded, for instance
 
 
 def _twin(model: PreTrainedModel) -> Any:

@@ -1,4 +1,4 @@
-"""Which engine carries a method's batches."""
+"""Which engine prefills the batches of a method."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class FusedForward:
             [k, hidden], normed, the input of the model's output layer at each prompt's last token.
         """
         tokens, heads, kv_heads = token_ids.numel(), self.heads, self.kv_heads
-        # A spare row behind the line, which right pads of attention groups read and write.
+        # One more row at the end, which the right pads of attention groups read and write.
         x = functional.embedding(functional.pad(token_ids.view(-1), (0, 1)), self._embed.weight)
         line = functional.pad(positions.view(1, -1), (0, 1))
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
@@ -175,7 +175,7 @@ class FusedForward:
             _rotate(qkv[:, :-kv_heads], cos, sin)
             keep(number, qkv[:tokens, heads:].flatten(1))
             attend(qkv, heads, kv_heads, self._scale, segments, attended)
-            del qkv  # before the MLP takes its memory
+            del qkv  # free it before the MLP needs memory
             if number == len(self._layers) - 1:
                 x, attended = x[last], attended[last]
             for start in range(0, len(x), self._tile):
@@ -199,7 +199,7 @@ def _rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     second.copy_(turned)
 
 
-# Beside models, not on them: who copies a model (continuous batching) must not meet weights laid out for oneDNN.
+# Kept outside of the models, because weights laid out for oneDNN cannot be copied with a model (continuous batching).
 _MADE: weakref.WeakKeyDictionary[PreTrainedModel, tuple[State, FusedForward]] = weakref.WeakKeyDictionary()
 
 

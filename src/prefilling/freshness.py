@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 State: TypeAlias = tuple[Any, ...]
-SAMPLES = 32  # entries of a weight that are looked at where a copy of it is kept
+SAMPLES = 32  # entries of a weight that are compared where the forward holds a copy of it
 
 
 def state_of(model: PreTrainedModel) -> State:

@@ -154,12 +154,12 @@ def generate(
     token_ids = np.where(layout.segments < 0, _pad_token(model, tokenizer, options), layout.token_ids)
     cache = done.cache
     if token_ids.shape[1] == 1:
-        cache = new_cache()  # nothing is left of prompts of one token
+        cache = new_cache()  # without its last token, a prompt of one token has no cache
     else:
-        cache.crop(-1)  # model.generate computes what the cache lacks
+        cache.crop(-1)  # model.generate computes the tokens that the cache lacks
         copies = [_setting(model, options, name) or 1 for name in ("num_beams", "num_return_sequences")]
         if max(copies) > 1:
-            cache.batch_repeat_interleave(max(copies))  # it multiplies prompts, but not a cache
+            cache.batch_repeat_interleave(max(copies))  # model.generate repeats prompts, but not a cache
     if tokenizer is not None and _setting(model, options, "stop_strings"):
         options.setdefault("tokenizer", tokenizer)
     carry_on: Any = model.generate

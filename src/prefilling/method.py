@@ -1,4 +1,4 @@
-"""What a batching method is, how a batch is prefilled, and what that leaves behind: the words that all engines share.
+"""What a method, an engine and the result of a prefill are: the vocabulary that all engines share.
 
 Nothing here imports torch, so that a report or ``--help`` can name methods at once.
 """
@@ -26,7 +26,7 @@ Pack = Callable[[Sequence[int], int], Bins]
 
 
 class Timer(Protocol):
-    """What a timer offers: ``lap`` ends the phase that began at the lap before it."""
+    """A timer of phases: ``lap`` ends the phase that began at the lap before it."""
 
     def lap(self, phase: str) -> None: ...
 
@@ -42,7 +42,7 @@ class Method:
         serves: a serving engine, which orders, batches and caches by rules of its own.
         apart: a process of its own computes it, with weights of its own: nothing to verify it against, and counters of
             this process do not see it.
-        engine: makes what carries its batches, where that is none of the house's; not for methods that serve.
+        engine: makes the engine of a method that needs its own; None for the engines of this package.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Prefilled:
 
 
 class Engine(Protocol):
-    """What carries batches; made once for a method, verified, then timed.
+    """Prefills batches; made once for a method, verified, then timed.
 
     Attributes:
         attention: how attention is kept within prompts, in words.

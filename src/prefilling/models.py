@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from . import identity, split
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
-OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # of fields, which transformers still takes
+OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
 ATTENTION = "sdpa"
 
 
@@ -112,7 +112,10 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
 def _has_safetensors(path: str, revision: str | None) -> bool:
     from transformers.utils import cached_file
 
-    names = ("model.safetensors.index.json", "model.safetensors")  # the first is small; the second is needed anyway
+    names = (
+        "model.safetensors.index.json",
+        "model.safetensors",
+    )  # the index is small, and the weights are needed anyway
     options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     return any(cached_file(path, name, **options) is not None for name in names)
 
@@ -171,7 +174,7 @@ def load_model(
         if loadbit != "none":
             options["quantization_config"] = _quantization(loadbit, dtype)
         verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # its report of what is missing becomes one line here
+        transformers.logging.set_verbosity_error()  # what is missing is reported below, in one line
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
@@ -305,7 +308,7 @@ def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, load
         layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
     else:
         layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
-        # From the CPU on purpose: 8-bit weights that are on the GPU already would be left as they are, without a word.
+        # From the CPU on purpose: bitsandbytes silently leaves weights as they are that are on the GPU already.
         layer.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     layer.bias = linear.bias
     layer = layer.to(device)  # bitsandbytes quantizes when the weight is moved

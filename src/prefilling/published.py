@@ -36,7 +36,7 @@ class Published:
         t.lap("plan")
         rows = _Rows(layout, self._model.device)
         t.lap("transfer")
-        cache, mask = new_cache(), (rows.segments >= 0).long()  # what a tokenizer's padding gives
+        cache, mask = new_cache(), (rows.segments >= 0).long()  # the mask that a tokenizer returns with padding
         logits = self._forward(rows, mask, cache)[rows.row, rows.start + rows.length - 1]
         t.lap("forward")
         first_tokens = None
@@ -54,7 +54,7 @@ class Published:
         final_on_device = torch.from_numpy(final).to(self._model.device, non_blocking=True)
         t.lap("transfer")
         cache = new_cache()
-        if layout.computed_tokens:  # nothing is left of a batch of one-token prompts
+        if layout.computed_tokens:  # a batch of one-token prompts is empty without last tokens
             window = getattr(self._model.config, "sliding_window", None)
             self._forward(rows, independent_mask(rows.segments, window), cache)
         t.lap("forward")

@@ -34,7 +34,7 @@ def places_for(
 
     model.tie_weights()
     stored = {"4": CustomDtype.INT4, "8": torch.int8}.get(loadbit, dtype)
-    # bitsandbytes leaves what is no linear layer, and the output layer, as it is.
+    # bitsandbytes quantizes linear layers only, and not the output layer.
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     head = model.get_output_embeddings()
     whole = {name: dtype for name, weight in model.named_parameters() if name not in linear or weight is head.weight}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -100,6 +101,26 @@ def _with_speedup(record: Record, base: Record) -> Record:
     same_batches = not method_of(row.method).needs_dataset
     set_speedup(filled, stats.between_runs(base.seconds(), record.seconds(), same_batches))
     return replace(record, row=filled)
+
+
+Methods = dict[str, Row]  # the rows of one run, by method
+
+
+def in_turns(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], Methods]:
+    """For each combination of values in these columns one run, whose methods took turns, as rows by method.
+
+    Of several runs the one with most methods is taken (ties: the newest), so that no line of a table mixes runs.
+    Serving engines have a forward of their own, so the other methods say what a run was of.
+    """
+    runs: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        runs[row.comparison_id].append(row)
+    ranked = sorted(runs.values(), key=lambda run: (len(run), max(row.created_at for row in run)))
+    found: dict[tuple[Any, ...], Methods] = {}
+    for run in ranked:  # the last one stands
+        told = next((row for row in run if row.forward), run[0])
+        found[tuple(getattr(told, column) for column in columns)] = {row.method: row for row in run}
+    return found
 
 
 def machines(rows: Sequence[Row]) -> dict[str, str]:

@@ -8,21 +8,21 @@ from typing import Any
 
 from .row import COLUMNS, STATUSES, Column, Row
 
-# Raised where a column or key is taken away, changes its meaning or type, or must be there and was not before; then
-# UPGRADES gets a function. A column that may be null is added without.
+# Raise it, and add a function to UPGRADES, when a column or key is removed, changes its meaning or type, or becomes
+# mandatory. A new column that may be null needs neither.
 SCHEMA_VERSION = 3
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 ROW = {column.name: column.type for column in COLUMNS.values()}
 REQUIRED = tuple(name for name, kind in ROW.items() if not kind.endswith(" | None"))
 
-# The manifest's keys: type, and a word on each. All may be absent, for which machine has them depends on the machine.
+# The keys of the manifest: type and meaning. All of them may be absent, depending on the machine.
 MANIFEST = {
     "python": ("str", "version"),
     "system": ("str", "operating system and its release"),
     "packages": ("dict", "version of each package that matters; null: not installed"),
     "git_commit": ("str | None", "of the source tree; null: none is known"),
-    "git_commit_given": ("bool", "the commit was given by who carried the tree without its repository"),
+    "git_commit_given": ("bool", "the commit was given by the person who copied the tree without its repository"),
     "git_dirty": ("bool | None", "whether sources or settings differed from that commit"),
     "code_hash": ("str", "over every source file that takes part in a measurement"),
     "cpu": ("str", "model of the processor"),
@@ -71,7 +71,7 @@ JSON_TYPES = {
 
 
 def _to_own_tokens(content: dict[str, Any]) -> None:
-    """1 to 2: what must be held was KV padded as a cache is, until ``resident_rest_mb`` came beside it."""
+    """1 to 2: ``must_hold_mb`` counted a padded KV cache before ``resident_rest_mb`` was added."""
     row = content["row"]
     if "resident_rest_mb" not in row:
         row.pop("must_hold_mb", None)
@@ -79,7 +79,7 @@ def _to_own_tokens(content: dict[str, Any]) -> None:
 
 
 def _to_faults(content: dict[str, Any]) -> None:
-    """2 to 3: ``quirks`` and ``faults`` were two words for one thing; the experiment was not told."""
+    """2 to 3: ``quirks`` is called ``faults``."""
     row = content["row"]
     if "quirks" in row:
         row["faults"] = row.pop("quirks")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..stats import Seconds
 
 RECORD_FILE = "record.json"
-DRAFT = ".tmp-"  # how names begin of what is not finished
+DRAFT = ".tmp-"  # prefix of names that are not finished
 REPLACE_ATTEMPTS = 20
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 HOME = re.compile(r"/(home|Users)/[^/\s\"']+")
@@ -67,7 +67,7 @@ class Record:
 
 
 def _draft_name() -> str:
-    """A name that no other process, on no other machine that shares the disk, gives to a draft."""
+    """A name for a draft that no other process uses, not even on another machine that shares the disk."""
     return f"{DRAFT}{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -105,7 +105,7 @@ def check_writable(results_dir: Path) -> None:
 
 
 def _rescue(draft: Path, results_dir: Path) -> None:
-    """Put a finished record in its place whose writer was killed before it could; else remove the draft."""
+    """Put a finished record in its place if its writer was killed before it could; else remove the draft."""
     try:
         row = read(draft).row
         if not (results_dir / row.run_id).exists():
@@ -228,7 +228,7 @@ def read_content(folder: Path) -> dict[str, Any]:
 
 
 def _complete(row: dict[str, Any], made: dict[str, Any], config: dict[str, Any]) -> None:
-    """What identifies a measurement was in no column at first, but in the manifest or the settings: it is put there."""
+    """Fill in columns that identify a measurement; older programs kept them in the manifest or the settings only."""
     packages, model, dataset = made.get("packages"), config.get("model"), config.get("dataset")
     packages, model, dataset = (part if isinstance(part, dict) else {} for part in (packages, model, dataset))
     row["torch_version"], row["transformers_version"] = packages.get("torch"), packages.get("transformers")
@@ -278,7 +278,7 @@ def sample_row(repeat: int, place: int, batch: int, numbers: Mapping[str, int], 
 
 
 def _without_secrets(text: str) -> str:
-    """Records are there to be shared: no home folder (and so no user's name), no token of a hub."""
+    """Remove home folders, and so names of users, and tokens of a hub, because records are made to be shared."""
     home = str(Path.home())
     if len(home) > 1:
         text = text.replace(home + os.sep, "~" + os.sep).replace(home, "~")

@@ -18,6 +18,7 @@ from .cells import as_markdown
 from .comparison import comparison_table, phase_table
 from .section import Section, make, modules
 
+OTHERS = "others"  # the section of measurements that are of no experiment; there is none where there are none
 MOST_PANELS = 12  # of the plot of comparisons: the newest
 RATIOS = (
     "Of ideal: a dense forward of the model's own code over as many useful tokens in prompts of equal length, timed in "
@@ -65,11 +66,12 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
 def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
     """Every experiment's section, by the machine that it was measured on, with the software where that differs."""
     names = groups_of.machines([record.row for record in records])
-    return {
-        machine: [make(module, [record for record in records if names[record.row.run_id] == machine])
-                  for module in modules()]
-        for machine in sorted(set(names.values()))
-    }  # fmt: skip
+    found = {}
+    for machine in sorted(set(names.values())):
+        own = [record for record in records if names[record.row.run_id] == machine]
+        made = [make(module, own) for module in modules()]
+        found[machine] = [section for section in made if section.name != OTHERS or len(section.table)]
+    return found
 
 
 def _write(every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Path) -> None:
@@ -82,14 +84,15 @@ def _write(every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Pat
         folder = draft if len(by_device) == 1 else draft / slug(device)
         records = [record for record in every if names[record.row.run_id] == device]
         final = out_dir if folder is draft else out_dir / folder.name
-        # Where the report lies elsewhere, its links would tell the reader of other folders of this machine.
+        # Links out of the results folder would reveal other folders of this machine.
         inside = final.resolve().is_relative_to(results_dir.resolve())
         places = [
             Path(os.path.relpath(record.folder, final)).as_posix() if inside and record.folder else record.row.run_id
             for record in records
         ]
-        measured = sum(bool(len(section.table)) for section in sections)
-        subtitle = f"{measured} of {len(sections)} experiments were run, {len(records)} records."
+        of_experiments = [section for section in sections if section.name != OTHERS]
+        measured = sum(bool(len(section.table)) for section in of_experiments)
+        subtitle = f"{measured} of {len(of_experiments)} experiments were run, {len(records)} records."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     groups_of.summary(groups).to_csv(draft / "summary.csv", index=False)
     newest = sorted(groups, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]

@@ -1,4 +1,4 @@
-"""Tables of values: what stands in a cell is a number, an interval or a word until it is written, and then once."""
+"""Tables of values. A cell is a number, an interval or a word; it is formatted once, when the table is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims put to the test: whether a statement of the paper holds here, and what sets the measurement apart if not."""
+"""Claims: whether a statement of the paper holds here and, if not, how the measurement differs from the paper's."""
 
 from __future__ import annotations
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from ..records.groups import place_of
+from ..records.groups import Methods, in_turns, place_of
 from ..records.row import Row
 from .cells import Column, Table, fixed, make_table, significant
 from .comparison import cost_columns, costs_of, per_batch, per_prompt, ratio_columns, ratios_of
 from .plots import finish_axes, grouped_bars, legend, room, titled, whisker
 from .section import Claim
-from .select import BASE, pairs
+from .select import BASE
 from .words import model_name, starred
 from .words import notes as notes_of
 
-Methods = dict[str, Row]
 Found = list[Methods]  # of each comparison the methods, in the order of the table
 # What a comparison is of.
 KIND = ("dataset", "model", "loadbit", "dtype", "longest_prompt_tokens", "batch_size", "num_prompts", "forward")
@@ -31,7 +30,7 @@ COSTS = {USEFUL: "useful TFLOP/s", "joules_per_1000_useful_tokens": "J per 1,000
 
 def select_comparisons(rows: Sequence[Row]) -> Found:
     """Comparisons of which anything was measured, in the order of the table, their methods too."""
-    found = sorted(pairs(rows, *KIND).items(), key=_by_columns)
+    found = sorted(in_turns(rows, *KIND).items(), key=_by_columns)
     groups = [methods for _, methods in found if any(row.status == "ok" for row in methods.values())]
     return [{name: methods[name] for name in sorted(methods, key=place_of)} for methods in groups]
 
@@ -74,10 +73,10 @@ def figure(found: Found) -> Any:
     What no row has, has no panel: older records know no operations, and only some GPUs count energy.
     """
     workloads: dict[tuple[object, ...], dict[int, Methods]] = {}
-    for methods in found:  # of two of one batch size the one of more prompts is the later one
+    for methods in found:  # of two with one batch size the later one, which has more prompts, stands
         if BASE in methods:
             row = next((row for row in methods.values() if row.forward), methods[BASE])
-            # A cut tells workloads apart; else the longest prompt is what a sample happens to hold.
+            # The length at which prompts are cut tells workloads apart; the longest prompt of a sample does not.
             cut = row.longest_prompt_tokens if row.longest_prompt_tokens == row.dataset_max_tokens else None
             kind = (row.dataset, row.model, row.loadbit, row.dtype, row.forward, cut)
             workloads.setdefault(kind, {})[row.batch_size] = methods

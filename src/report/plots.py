@@ -47,7 +47,7 @@ FORMATS = ("png", "svg")
 DPI = 150
 COLUMNS = 3  # of a grid of many panels, so that a picture of a dozen still fits a screen or two
 NO_INTERVAL, GOES_ON = "○: no interval", "arrow: the interval goes on"
-# Of each panel the intervals that belong into it; where its axis ends is known only when it is finished.
+# The intervals of each panel. They are marked when the panel is finished, because only then its limits are known.
 _WHISKERS: weakref.WeakKeyDictionary[Axes, list[Whisker]] = weakref.WeakKeyDictionary()
 
 
@@ -83,7 +83,9 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             )
             continue
         mean = row.seconds_per_batch_mean
-        if method_of(row.method).packs_dataset:  # seconds of a batch of bins are not to be set beside the others'
+        if method_of(
+            row.method
+        ).packs_dataset:  # seconds of a batch of bins cannot be compared with those of other batches
             text = f"batches of its own: {significant(per_prompt(row) or 0)} ms a prompt"
             axes.annotate(text, (0, place), xytext=(6, 0),
                           textcoords="offset points", va="center", color="#555555")  # fmt: skip
@@ -252,9 +254,9 @@ def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """PNG to look at and SVG to print; without a date, so that equal results give equal files."""
-    figure.set_dpi(DPI)  # at which text is as wide as it will be
+    figure.set_dpi(DPI)  # the width of text depends on it
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it stays as it is now: every file would take as long again to lay it out
+    figure.set_layout_engine("none")  # keep this layout: laying it out again for every file takes long
     written = []
     for kind in FORMATS:
         target = path.with_suffix(f".{kind}")

@@ -6,7 +6,7 @@ The section of an experiment is the file of its name in ``sections/``. It holds
 - ``select(records)``, what the section is about, from the records of the experiment;
 - ``table(found)``, ``claims(found)`` and ``figure(found)``, each from what ``select`` returned;
 - where they are needed ``notes(found)``, lines below the table, and ``TAKES``, the names of the experiments whose
-  records it takes, where those are not its own alone.
+  records it takes, where those are not its own alone (None: of no experiment).
 """
 
 from __future__ import annotations

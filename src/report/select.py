@@ -37,33 +37,6 @@ def one_kind(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row.protocol, row.dtype) == best]
 
 
-def by_method(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
-    """The rows of each combination of columns by method; of several the newest."""
-    found: dict[tuple[object, ...], dict[str, Row]] = {}
-    for row in sorted(rows, key=lambda row: row.created_at):
-        found.setdefault(tuple(getattr(row, column) for column in columns), {})[row.method] = row
-    return found
-
-
-def pairs(rows: Iterable[Row], *columns: str) -> dict[tuple[object, ...], dict[str, Row]]:
-    """The same, each from a single run, in which the methods took turns: the run with most methods (ties: the newest).
-
-    Serving engines have a forward of their own, so the other methods say which forward a run was of.
-    """
-    runs: dict[str, list[Row]] = {}
-    for row in rows:
-        runs.setdefault(row.comparison_id, []).append(row)
-    best: dict[tuple[object, ...], tuple[int, str]] = {}
-    found: dict[tuple[object, ...], dict[str, Row]] = {}
-    for run in runs.values():
-        told = next((row for row in run if row.forward), run[0])
-        key = tuple(getattr(told, column) for column in columns)
-        rank = (len(run), max(row.created_at for row in run))
-        if key not in best or rank > best[key]:
-            best[key], found[key] = rank, {row.method: row for row in run}
-    return found
-
-
 def order(dataset: str) -> tuple[int, str]:
     """Datasets in the paper's order, others after them."""
     return (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset)

@@ -1,4 +1,4 @@
-"""What rows are called, and what must be said below a table of them."""
+"""Names of rows in tables and plots, and the notes below a table."""
 
 from __future__ import annotations
 

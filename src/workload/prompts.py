@@ -25,7 +25,7 @@ MOST_OF_A_PROFILE = 20_000_000  # prompts that a profile may count; each takes 8
 LONGEST_PROMPT = 10_000_000  # tokens
 FIRST_ORDINARY_TOKEN = 3  # ids below are <unk>, <s>, </s> in the Llama and Mistral vocabularies
 BEGIN_OF_SEQUENCE = 1
-SAID = {  # by datasets, where it is another setting that is wrong
+SAID = {  # words in an error of datasets, and the setting that is wrong then
     "Unknown split": "dataset.split",
     "BuilderConfig": "dataset.hub_config",
     "Config name is missing": "dataset.hub_config",

@@ -188,7 +188,7 @@ class Vllm:
         written = self._log.read().decode(errors="replace")
         self.close()
         lines = [line.strip() for line in written.splitlines() if line.strip()]
-        # Where a process of its own dies, the others' tracebacks come after the reason, and say nothing of it.
+        # When one of its processes dies, the tracebacks of the others come after the reason and do not tell it.
         first = next((f"its first error: {line[:300]}; " for line in lines if "ERROR" in line), "")
         message = f"vLLM: {problem}; {first}it wrote last: {' | '.join(lines)[-600:] or 'nothing'}"
         out = ("OutOfMemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")

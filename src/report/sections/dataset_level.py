@@ -9,13 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ... import paper
+from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table
 from ..claims import decided, differences, not_run
 from ..plots import STYLE, finish_axes, titled
 from ..section import Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, WHOLE, clean, one_kind, pairs, published_as
+from ..select import BASE, DATASETS, ORDERED, PACKED, WHOLE, clean, one_kind, published_as
 from ..words import model_name
 from ..words import notes as notes_of
 
@@ -25,7 +26,7 @@ LEAD = (
     "Milliseconds per prompt of four methods. Dataset-prepacking (packing timed) and length-ordered (*) need all "
     "prompts in advance."
 )
-LEAST = 0.02  # by so much may the least time lie above another and still count as least
+LEAST = 0.02  # a time counts as the least if it is at most this share above the least
 METHODS = (PACKED, WHOLE, BASE, ORDERED)
 COLUMNS = (
     Column("Dataset"), Column("Model"), Column("Batch"), *(Column(f"{name} (ms)", fixed(2)) for name in METHODS),
@@ -37,7 +38,7 @@ Found = dict[tuple[Any, ...], dict[str, Row]]  # by model, bits, dataset, batch 
 def select(records: Sequence[Record]) -> Found:
     """The comparisons that dataset-prepacking is in."""
     rows = one_kind(clean(records, dataset=DATASETS, metric="prefill"))
-    kinds = pairs(rows, "model", "loadbit", "dataset", "batch_size", "num_prompts")
+    kinds = in_turns(rows, "model", "loadbit", "dataset", "batch_size", "num_prompts")
     return {key: methods for key, methods in kinds.items() if WHOLE in methods}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from ... import paper
-from ...records.row import Row
+from ...records.row import MACHINE, WORK, Row, key
 from ...records.store import Record
 from ..cells import Column, Table, make_table, thousands
 from ..claims import judged
@@ -25,7 +25,7 @@ LEAD = (
     "on a CPU one that was set."
 )
 METHODS = (PACKED, BASE)
-KIND = ("model", "loadbit", "dataset", "metric", "protocol", "memory_limit_mb", "model_hash")
+SIZE = ("batch_size", "num_prompts", "workload_fingerprint")  # in these the batches of one search differ
 COLUMNS = (
     Column("Method"), Column("Dataset"), Column("Model"), Column("Memory (MB)", thousands), Column("Largest batch"),
     Column("Fails at"),
@@ -61,7 +61,7 @@ def select(records: Sequence[Record]) -> Found:
     """The searches that ended for both methods."""
     kinds: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in clean(records, method=METHODS):
-        kind = tuple(getattr(row, column) for column in KIND)
+        kind = (row.dataset, row.model, *key(row, WORK, MACHINE, but=SIZE))
         kinds.setdefault(kind, {}).setdefault(row.method, []).append(row)
     found = []
     for _, methods in sorted(kinds.items(), key=str):

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from ... import paper
+from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, signed
@@ -17,7 +18,7 @@ from ..claims import judged
 from ..comparison import marked
 from ..plots import finish_axes, grouped_bars, legend, titled
 from ..section import Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, pairs
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over
 from ..words import label, model_name
 from ..words import notes as notes_of
 
@@ -52,13 +53,13 @@ class Found:
 def select(records: Sequence[Record]) -> Found:
     """Batches of 16 on six datasets; and the largest batches on MMLU as the authors' code computes them."""
     rows = one_kind(clean(records, dataset=DATASETS, method=METHODS, batch_size=16, experiment="time_by_dataset"))
-    # All three methods were measured on one metric; of both, prefill, as in the authors' table.
+    # Take the metric that all three methods were measured on; if both were, prefill, as in the authors' table.
     whole = {row.metric for row in rows if row.method == ORDERED}
     rows = [row for row in rows if row.metric == ("ttft" if whole == {"ttft"} else "prefill")]
-    groups = pairs(rows, "model", "loadbit", "dataset")
+    groups = in_turns(rows, "model", "loadbit", "dataset")
     ordered = sorted(groups.items(), key=lambda item: (str(item[0][:2]), order(str(item[0][2]))))
     both = clean(records, dataset="mmlu", metric="prefill", protocol="paper", status="ok", method=(PACKED, BASE))
-    kinds = pairs(both, "batch_size", "model", "loadbit", "num_prompts")
+    kinds = in_turns(both, "batch_size", "model", "loadbit", "num_prompts")
     complete = [key for key, methods in kinds.items() if len(methods) == 2]
     return Found(dict(ordered), kinds[max(complete, key=lambda key: int(str(key[0])))] if complete else {})
 

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from ... import paper
 from ...interval import Interval
+from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, times
@@ -16,7 +17,7 @@ from ..claims import judged
 from ..comparison import per_batch, speedup
 from ..plots import bars, finish_axes, titled
 from ..section import Claim
-from ..select import BASE, ORDERED, PACKED, clean, over, pairs
+from ..select import BASE, ORDERED, PACKED, clean, over
 from ..words import UNITS, label, model_name
 from ..words import notes as notes_of
 
@@ -40,7 +41,7 @@ Found = dict[str, dict[str, Row]]  # by metric the rows of each method
 def select(records: Sequence[Record]) -> Found:
     """The three methods at the largest batch size, by metric, model and bits."""
     rows = clean(records, dataset="mmlu", method=METHODS, protocol="paper", batch_size=(32, 64))
-    kinds = pairs(rows, "model", "loadbit", "batch_size", "metric")
+    kinds = in_turns(rows, "model", "loadbit", "batch_size", "metric")
     groups = {key: methods for key, methods in kinds.items() if len(methods) == 3}
     largest = max((int(str(key[2])) for key in groups), default=0)
     return {" ".join(map(str, key)): methods for key, methods in groups.items() if key[2] == largest}

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 from ... import paper
+from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, times
@@ -18,7 +19,7 @@ from ..claims import decided, differences, judged, not_run
 from ..comparison import speedup
 from ..plots import COLORS, MARKERS, finish_axes, titled, whisker
 from ..section import Claim
-from ..select import BASE, DATASETS, PACKED, clean, one_kind, order, over, pairs, published_as
+from ..select import BASE, DATASETS, PACKED, clean, one_kind, order, over, published_as
 from ..words import MODELS, model_name
 from ..words import notes as notes_of
 
@@ -29,7 +30,7 @@ LEAD = (
     "full-batching computes over those of prepacking, the rate at which each token is computed, and the share of the "
     "time that is the model's forward (the rest is packing, transfer and unpacking)."
 )
-# The others measured the same two methods on the same prompts at batch sizes that the curves lack on a CPU.
+# The other two measured the same methods on the same prompts at batch sizes that this one leaves out on a CPU.
 TAKES = ("speedup_by_batch_size", "dataset_level", "speedup_predictors")
 SIZES = (4, 8, 16, 32, 64)
 TOKENS = "Tokens computed: full / packed"
@@ -46,7 +47,7 @@ Found = dict[tuple[Any, ...], dict[str, Row]]  # by model, bits, dataset and bat
 def select(records: Sequence[Record]) -> Found:
     """The comparisons of datasets that were measured at several batch sizes, in the order of the table."""
     rows = one_kind(clean(records, dataset=DATASETS, method=(PACKED, BASE), metric="prefill"))
-    kinds = pairs(rows, "model", "loadbit", "dataset", "batch_size")
+    kinds = in_turns(rows, "model", "loadbit", "dataset", "batch_size")
     groups: Found = {key: methods for key, methods in kinds.items() if {PACKED, BASE} <= methods.keys()}
     curves = Counter(key[:3] for key in groups)
     return {key: groups[key] for key in sorted(groups, key=_place) if curves[key[:3]] > 1}

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from ... import paper
+from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, times
@@ -16,7 +17,7 @@ from ..claims import decided, not_run
 from ..comparison import per_batch, speedup
 from ..plots import finish_axes, grouped_bars, legend, room, titled, whisker
 from ..section import Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, pairs, published_as
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, published_as
 from ..words import UNITS, model_name
 from ..words import notes as notes_of
 
@@ -26,7 +27,7 @@ LEAD = (
     "Batches of 16 prompts from six datasets. The paper's speedup is of the same model where it has it, else of "
     "Llama2-1.3B."
 )
-# On a CPU the experiment measures TTFT alone: prefill in batches of 16 is among the others' runs.
+# On a CPU this experiment measures TTFT only; the other two have prefill in batches of 16.
 TAKES = ("time_by_dataset", "speedup_by_batch_size", "speedup_predictors")
 METHODS = (PACKED, BASE, ORDERED)
 COLUMNS = (
@@ -41,7 +42,7 @@ Found = dict[tuple[Any, ...], dict[str, Row]]  # by metric, model, bits and data
 def select(records: Sequence[Record]) -> Found:
     """Comparisons of batches of 16, in the order of the table."""
     rows = one_kind(clean(records, dataset=DATASETS, method=METHODS, batch_size=16))
-    groups = pairs(rows, "metric", "model", "loadbit", "dataset")
+    groups = in_turns(rows, "metric", "model", "loadbit", "dataset")
     return dict(sorted(groups.items(), key=lambda item: (*map(str, item[0][:3]), order(str(item[0][3])))))
 
 
