@@ -83,9 +83,7 @@ def announcement(
     whole_s = sum(task.estimated_s for task in new) + report_s
     lines.append(f"  all of it, with the report: about {in_words(whole_s)}")
     if minutes is not None:
-        lines.append(
-            f"within {minutes:g} minutes: the most telling first; what does not fit is left for the next call"
-        )
+        lines.append(f"within {minutes:g} minutes: the most telling first; what does not fit is left for the next call")
     return "\n".join(lines)
 
 
