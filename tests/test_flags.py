@@ -24,7 +24,7 @@ Call = Callable[..., tuple[int, str, str]]
         ("--cfg", "--cfg: expected one argument"),
         ("--cfg everything", "--cfg: invalid choice: 'everything'"),
         ("--info everything", "--info: invalid choice: 'everything'"),
-        ("--config-dir nowhere", "Additional config directory"),
+        ("--config-dir /no/such/folder", "Additional config directory"),
         ("--config-name nowhere", "Cannot find primary config 'nowhere'"),
         ("--cfg job bacth_size=4", "bacth_size: there is no such setting"),
         ("--cfg job dataset=nonsense", "dataset: unknown 'nonsense'"),

@@ -58,6 +58,7 @@ def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path
         "report.html",
         "summary.md",
         "summary.csv",
+        *(f"others.{e}" for e in ("csv", "md", "tex")),
         *(f"{p}.{e}" for p in ("time_per_batch", "prompt_lengths") for e in ("png", "svg")),
     }
     assert {path.name for path in out.iterdir()} == names
