@@ -35,7 +35,6 @@ from src.report.cells import Column, Table, make_table
 
 settings.register_profile("project", deadline=None)  # two workers share two cores: a slow example is no failure
 settings.load_profile("project")
-gc.freeze()  # each timed pass collects garbage first: spare it the libraries, a fifth of a second each time
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "model_type": "llama",
@@ -74,6 +73,13 @@ TINY_OVERRIDES = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first: one that starts last would keep a single worker busy while the other has nothing left."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Each timed pass collects garbage first: spare it what lives on anyway, a fifth of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -70,8 +70,8 @@ def sections(records: list[Record]) -> dict[str, Section]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
-    runs = sweep(name, [f"scale={scale}"])
+def test_an_experiment_has_a_size_for_each_scale_and_a_smoke_run_of_a_few_prompts(name: str, scale: str) -> None:
+    runs = sweep(name, [f"scale={scale}", "results_dir=nowhere"])
     first, last = (compose(one)[0] for one in (runs[0], runs[-1]))
     for config in (first, last):
         assert config.model.name.startswith("llama-" if scale == "cpu" else ("llama2-", "mistral-"))
@@ -79,13 +79,8 @@ def test_an_experiment_has_a_size_for_each_scale(name: str, scale: str) -> None:
             assert config.num_prompts <= 320
             assert config.dataset.source == "profile" or name in WITHOUT_A_PLACE
     assert len(runs) == len({tuple(one) for one in runs})
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_a_smoke_run_is_one_comparison_of_a_few_prompts(name: str, scale: str) -> None:
-    (one,) = small(sweep(name, [f"scale={scale}", "results_dir=nowhere"]))
-    config, whole = compose(one)[0], compose(sweep(name, [f"scale={scale}"])[0])[0]
+    (one,) = small(runs)
+    config, whole = compose(one)[0], first
     assert (config.num_prompts, config.batch_size, config.repeats, config.dataset.source) == (8, 4, 2, "profile")
     assert config.isolate == (scale == "gpu")  # as in earnest, where a process opens the GPU
     assert config.model.name == ("llama-110m" if scale == "gpu" else whole.model.name)

@@ -60,10 +60,8 @@ def test_several_kernels_come_by_their_time() -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        ["forward=fused", "dtype=float32"],
         ["forward=fused", "dtype=bfloat16"],
         ["forward=transformers", "dtype=float32"],
-        ["forward=transformers", "dtype=bfloat16"],
         ["protocol=paper"],
     ],
     ids=" ".join,

@@ -117,7 +117,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prepack_bench import generate, prefill
 
 sizes = {sizes}
-model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None)).eval()
 prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 packed = generate(model, None, prompts, max_new_tokens=4, do_sample=False, pad_token_id=0)
 for number, prompt in enumerate(prompts):

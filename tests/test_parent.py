@@ -89,7 +89,7 @@ def test_a_parent_opens_no_gpu_and_so_its_rows_are_valid(tmp_path: Path) -> None
         "LD_LIBRARY_PATH": str(built_stub(tmp_path)), "NVML_STUB_CONTEXTS": str(contexts), "RESULTS": str(results),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
     }  # fmt: skip
-    small = [*TINY_OVERRIDES, "isolate=true", "dtype=float32", "sampler_interval_s=0.01", "num_prompts=400"]
+    small = [*TINY_OVERRIDES, "isolate=true", "dtype=float32", "sampler_interval_s=0.01", "num_prompts=100"]
     done = subprocess.run(
         [sys.executable, "-c", PARENT, *small, "methods=[full-batching,prepacking]"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
