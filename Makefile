@@ -20,8 +20,8 @@ help: ## list the targets
 
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
-reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes) [MINUTES=10]
-	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
+reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes) [MINUTES=10] [SEED=1]
+	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(SEED),seed=$(SEED)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
 	$(PY) -m src.reproduce experiment=bench_today,bench_traces minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))

@@ -26,11 +26,17 @@ FAULTS = {
     "no-sync": "the clock is read without waiting for the device",
     "last-run-only": "memory and utilization of the last repeat alone are kept",
     "divide-twice": "time per prompt is divided by the number of repeats once too often",
-    "own-shuffle": "each method gets batches from a shuffle of its own",
+    "own-shuffle": "each method shuffles anew in every repeat, so that no two of them prefill the same batches",
     "left-out-token": "prepacking leaves each prompt's last token out of a prefill that the baseline computes whole",
-    "untimed-packing": "packing is left out of the time",
+    "untimed-packing": "packing of the whole dataset is left out of the time",
     "no-failure-rows": "a method that fails leaves a printed line and no row",
     "sort-by-characters": "length-ordered sorts by characters instead of tokens",
+    "keeps-last-batch": "logits and KV of the batch before stay in memory while the next one is prefilled",
+}
+# Faults that belong to one protocol and metric: what the authors' code does by itself, or cannot do, elsewhere.
+FAULT_NEEDS = {
+    "left-out-token": ("modern", "prefill", "protocol=paper leaves it out of a prefill by itself"),
+    "keeps-last-batch": ("paper", "prefill", "the authors' code keeps nothing else"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
@@ -166,6 +172,10 @@ def check(config: Config) -> None:
         _check_split(config)
     for fault in config.faults:
         _one_of("faults", fault, (REFERENCE, *FAULTS))
+        protocol, metric, why = FAULT_NEEDS.get(fault, (config.protocol, config.metric, ""))
+        if (protocol, metric) != (config.protocol, config.metric):
+            problem = f"{fault} has no effect with protocol={config.protocol} metric={config.metric} ({why})"
+            raise UserError("faults", problem, f"use protocol={protocol} metric={metric}, or leave it out")
     for setting, number, least in (
         ("batch_size", config.batch_size, 1),
         ("max_tokens_per_forward", config.max_tokens_per_forward, 1),

@@ -31,6 +31,7 @@ class ReproduceSettings:
     minutes: float | None = field(
         default=None, metadata={"help": "the most telling first; what does not fit is left for the next call"}
     )
+    seed: int = field(default=0, metadata={"help": "of the prompts drawn, their order and random weights"})
     smoke: bool = field(default=False, metadata={"help": "of each experiment one comparison of a few prompts"})
     launcher: str = field(default="here", metadata={"help": "here, or slurm: a job for each comparison"})
     slurm: dict[str, Any] | None = field(
@@ -45,6 +46,8 @@ def main() -> int:
         raise UserError("scale", f"unknown '{settings.scale}'", f"choose one of {', '.join(SCALES)}")
     if settings.minutes is not None and not 0 < settings.minutes < float("inf"):
         raise UserError("minutes", f"{settings.minutes:g}", "give minutes above 0, or leave it out")
+    if settings.seed < 0:
+        raise UserError("seed", f"{settings.seed} is too small", "give a whole number of 0 or more")
     if settings.launcher not in LAUNCHERS:
         raise UserError("launcher", f"unknown '{settings.launcher}'", f"choose one of {', '.join(LAUNCHERS)}")
     names = _names(settings)
@@ -55,7 +58,7 @@ def main() -> int:
     # After bad settings, because torch takes seconds to import.
     from .jobs import reproducing
 
-    asked = (names, settings.scale, settings.results_dir, settings.smoke)
+    asked = (names, settings.scale, settings.results_dir, settings.smoke, settings.seed)
     if settings.launcher == "slurm":
         return reproducing.on_cluster(*asked, settings.slurm or {})
     return reproducing.here(*asked, settings.minutes, STARTED_S)

@@ -171,7 +171,7 @@ def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
     header = next(line for line in out.splitlines() if line.startswith("| Method"))
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         "Method", "Avg Prefill time /batch (s)", "Max util (%)", "Peak memory (MB)", "Mean util (%)", "Std time (s)",
-        "Std max util (%)", "Std mean util (%)", "ms / prompt", "Speedup over full-batching",
+        "Max util, std over repeats (%)", "Mean util, std over repeats (%)", "ms / prompt", "Speedup over full-batching",
     ]  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -79,17 +79,21 @@ def demonstration() -> tuple[list[Section], list[tuple[str, Record]]]:
     paper = "up to 6x"
     sections = [
         section_of("speedup", "Prefill and TTFT by method (Figure 3)", sixteen[:2], [
-            Claim("Prepacking prefills a batch of uneven prompts several times as fast as padding.", paper,
-                  "7.04x [5.31, 9.14]", "agrees"),
-            Claim("It is faster than padding prompts sorted by length.", "1.6x", "1.94x [1.90, 1.98]", "agrees"),
-            Claim("Peak memory falls by as much as the padding.", "up to 16x", "1.9x", "differs",
-                  "Weights and libraries count here, and the model is small."),
+            Claim("Prepacking prefills a batch of uneven prompts several times as fast as padding.",
+                  "its interval lies above 2", paper, "7.04x [5.31, 9.14]", "holds", beside="different"),
+            Claim("It is faster than padding prompts sorted by length.", "its interval lies above 1", "1.6x",
+                  "1.94x [1.90, 1.98]", "holds"),
+            Claim("Peak memory falls by as much as the padding.", "the ratio is at least that of tokens", "up to 16x",
+                  "1.9x", "does not hold", "weights and libraries count, and the model is small",
+                  unlike=("model small (paper: large)", "bits none (paper: 4)")),
         ]),
         section_of("today", "What prepacking is worth beside today's engines", today[:6], [
-            Claim("Kernels that need no padding make bins unnecessary.", "", "1.07x [1.05, 1.10]", "agrees"),
+            Claim("Kernels that need no padding make bins unnecessary.", "its interval lies above 1.1", "",
+                  "1.07x [1.05, 1.10]", "cannot tell", "its interval reaches 1.1"),
         ]),
         Section("quantized", "Weights of 4 bits (Table 2)", "Not run on this machine.", [
-            Claim("The speedup holds with weights of 4 bits.", "3.1x", "", "not run", "No GPU was found here."),
+            Claim("The speedup holds with weights of 4 bits.", "its interval lies above 1", "3.1x", "", "not run",
+                  "no GPU was found"),
         ], notes=["Run it with a GPU: make reproduce SCALE=gpu."]),
     ]  # fmt: skip
     records = [(f"../{record.folder.relative_to(SHIPPED).as_posix()}", record) for record in read_all(SHIPPED)
@@ -237,9 +241,10 @@ def test_text_of_a_record_stays_text(given_texts: list[str]) -> None:
     record = record_of(one)
     runs = [[record.row.run_id], ["gone" + five]]
     table = text_table(["Method", "Time"], [[three, "1.0"], [four, five]], runs)
-    section = Section("name", two, three, [Claim(four, five, one, "differs", two)], table, None, [three])
+    section = Section("name", two, three, [Claim(four, five, five, one, "cannot tell", two)], table, None, [three])
     text = page.render(one, two, [section], [(f"../{one}", record), (five, record_of(one))])
-    plain = page.render("a", "a", [replace(section, title="a", lead="a", claims=[Claim("a", "a", "a", "differs", "a")],
+    plain = page.render("a", "a", [replace(section, title="a", lead="a",
+                                                   claims=[Claim("a", "a", "a", "a", "cannot tell", "a")],
                         table=text_table(["a", "Time"], [["a", "1.0"], ["a", "a"]], runs), notes=["a"])],
                         [("../a", replace(record, row=record_of("a").row)), ("a", record_of("a"))])  # fmt: skip
     found, expected = Outline(text), Outline(plain)
@@ -258,7 +263,9 @@ def test_what_looks_like_a_tag_is_shown_as_written() -> None:
     table = text_table(["Method"], [[EVIL]], [["run-0" + EVIL]])
     figure = Figure()
     figure.subplots().set_title(EVIL + "--><b>")
-    section = Section("evil", EVIL, EVIL, [Claim(EVIL, EVIL, EVIL, "agrees")], table, figure, [EVIL])
+    section = Section(
+        "evil", EVIL, EVIL, [Claim(EVIL, EVIL, EVIL, EVIL, "holds", EVIL, EVIL, (EVIL, EVIL))], table, figure, [EVIL]
+    )
     text = page.render(EVIL, EVIL, [section], [("../x", record_of(EVIL))])
     outline = Outline(text)
     assert text.count("<script") == 1
@@ -347,12 +354,12 @@ def test_the_summary_begins_with_ten_lines_at_most(demo: tuple[list[Section], An
     lines = page.claims_lines(demo[0])
     assert len(lines) == 5
     assert lines[2] == (
-        "- **differs**: Peak memory falls by as much as the padding (here 1.9x; paper up to 16x): Weights and "
-        "libraries count here, and the model is small."
+        "- **does not hold**: Peak memory falls by as much as the padding (here 1.9x; paper up to 16x). Holds if the "
+        "ratio is at least that of tokens. Here: weights and libraries count, and the model is small."
     )
     many = page.claims_lines(list(demo[0]) * 3)
     assert len(many) == 10
-    assert many[-1] == f"- and 6 more (3 agrees, 1 differs, 2 not run): see {page.PAGE}"
+    assert many[-1] == f"- and 6 more (2 holds, 1 does not hold, 1 cannot tell, 2 not run): see {page.PAGE}"
     assert page.claims_lines([]) == []
 
 
@@ -379,7 +386,7 @@ def test_the_pages_colours_have_the_contrast_that_reading_needs() -> None:
     assert len(schemes) == 2
     for scheme in schemes:
         colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", scheme))
-        for text in ("ink", "quiet", "link", "agrees", "differs", "not-run"):
+        for text in ("ink", "quiet", "link", "holds", "does-not-hold", "cannot-tell", "not-run"):
             parts = tuple(int(colours[text][i : i + 2], 16) / 255 for i in (1, 3, 5))
             for ground in ("paper", "card", "tint"):
                 assert svg.contrast(parts, colours[ground]) >= 4.5, (text, ground)

@@ -11,6 +11,7 @@ import pytest
 
 from src.cli import UserError
 from src.config import DatasetConfig
+from src.prefilling.packing import first_fit_decreasing
 from src.workload import files
 from src.workload.batches import fingerprint, length_ordered_batches, shuffled_batches
 from src.workload.prompts import PROFILE_DIR, Prompts, load_prompts, read_profile
@@ -239,6 +240,27 @@ def test_shipped_profiles_have_the_padding_ratios_of_the_real_datasets() -> None
         lengths, _ = read_profile(name)
         batches = rng.choice(lengths, (4000, 64))
         assert batches.max(1).sum() * 64 / batches.sum() == pytest.approx(ratio, rel=0.04), name
+
+
+def predictors_of(profile: str) -> np.ndarray:
+    """Percentiles 0, 5, 50, 95, 100 of m - L/k and of r/k, over 5,000 prompts in batches of 16, [2, 5]."""
+    lengths, _ = read_profile(profile)
+    sample = np.random.default_rng(0).permutation(lengths)[:5000]
+    found = []
+    for batch in shuffled_batches(5000, 16, seed=0):
+        mine = sample[batch]
+        bins = first_fit_decreasing(mine.tolist(), int(mine.max()))
+        found.append((mine.max() - mine.mean(), len(bins) / len(mine)))
+    return np.percentile(found, (0, 5, 50, 95, 100), axis=0).T
+
+
+def test_batches_of_uniform_lengths_are_those_of_the_papers_figure_of_predictors_and_mmlus_are_not() -> None:
+    published = np.array([[209, 257, 359, 461, 528], [0.375, 0.44, 0.625, 0.75, 0.875]])
+    ours, mmlu = predictors_of("uniform-800"), predictors_of("mmlu")
+    assert ours[0, 1:] == pytest.approx(published[0, 1:], rel=0.08)
+    assert ours[1] == pytest.approx(published[1], abs=0.0635)  # a bin of a batch of 16
+    assert mmlu[0, 0] < 50 < 800 < mmlu[0, 4]
+    assert mmlu[1, 2] < 0.4
 
 
 def test_samples_follow_the_seed() -> None:

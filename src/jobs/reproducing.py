@@ -21,7 +21,13 @@ RATIOS_OF = ("bench_today", "bench_traces")  # experiments whose ratios are prin
 
 
 def here(
-    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, minutes: float | None, began_s: float
+    names: Sequence[str],
+    scale: str,
+    results_dir: str | None,
+    smoke: bool,
+    seed: int,
+    minutes: float | None,
+    began_s: float,
 ) -> int:
     """Plan all runs, say what they will take, measure them, write the report. 1 where a method failed.
 
@@ -30,6 +36,7 @@ def here(
         scale: ``auto``, ``cpu`` or ``gpu``.
         results_dir: None for this machine's folder.
         smoke: of each experiment one comparison of a few prompts.
+        seed: of every comparison.
         minutes: None for as long as it takes.
         began_s: when the program began, by ``time.monotonic``.
     """
@@ -39,7 +46,7 @@ def here(
     folder = Path(results_dir or Path("results") / machine_slug(device))
     why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
     print(f"{scale} scale on {device_name(device)}{why}; records and report: {folder}", flush=True)
-    tasks = agenda.tasks_of(_runs(names, scale, str(device), folder, smoke), None if smoke else SEARCHED)
+    tasks = agenda.tasks_of(_runs(names, scale, str(device), folder, smoke, seed), None if smoke else SEARCHED)
     new = [task for task in tasks if task.searches or task.plans[0].recorded() is None]
     forecast = Forecast(folder)
     for task in new:
@@ -61,7 +68,7 @@ def here(
 
 
 def on_cluster(
-    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, chosen: Mapping[str, Any]
+    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, seed: int, chosen: Mapping[str, Any]
 ) -> int:
     """The same on the nodes of a SLURM cluster: this machine submits, waits, and writes the report.
 
@@ -74,14 +81,16 @@ def on_cluster(
     folder = Path(results_dir or f"results/slurm-{partition.replace(',', '-')}-{scale}").resolve()
     launcher = cluster.settings(scale, chosen)
     print(f"{scale} scale in SLURM's partition {partition}; records and report: {folder}", flush=True)
-    runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke)
+    runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke, seed)
     worst = cluster.measure(cluster.tasks(runs, "" if smoke else SEARCHED, folder), folder, launcher, search)
     print("\nreport:", *build(folder), sep="\n  ")
     return worst
 
 
-def _runs(names: Sequence[str], scale: str, device: str, folder: Path, smoke: bool) -> dict[str, list[list[str]]]:
+def _runs(
+    names: Sequence[str], scale: str, device: str, folder: Path, smoke: bool, seed: int
+) -> dict[str, list[list[str]]]:
     """By experiment the overrides of each of its runs."""
-    common = [f"scale={scale}", f"device={device}", f"results_dir='{folder}'"]
+    common = [f"scale={scale}", f"device={device}", f"results_dir='{folder}'", f"seed={seed}"]
     runs = {name: sweep(name, common) for name in names}
     return {name: small(each) for name, each in runs.items()} if smoke else runs

@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli import UserError
-from ..config import FAULTS, REFERENCE
+from ..config import FAULT_NEEDS, FAULTS, REFERENCE
+from ..prefilling.method import Method
+from ..prefilling.packing import Bins
+from ..workload.batches import Batch, cut
 from ..workload.prompts import Prompts
 
 
-def resolve(asked: Sequence[str]) -> tuple[str, ...]:
-    """The faults that are on, in the order of their list; ``reference`` stands for all of them."""
-    return tuple(name for name in FAULTS if name in asked or REFERENCE in asked)
+def resolve(asked: Sequence[str], protocol: str, metric: str) -> tuple[str, ...]:
+    """The faults that are on, in the order of their list; ``reference`` stands for all that have an effect."""
+    needs = {name: FAULT_NEEDS.get(name, (protocol, metric))[:2] for name in FAULTS}
+    return tuple(name for name in FAULTS if name in asked or (REFERENCE in asked and needs[name] == (protocol, metric)))
 
 
 def ordering_lengths(active: Sequence[str], prompts: Prompts, explicit: bool) -> NDArray[np.int64]:
@@ -38,3 +42,30 @@ def ordering_lengths(active: Sequence[str], prompts: Prompts, explicit: bool) ->
             )
         return prompts.lengths
     return np.array([len(text) for text in prompts.texts], dtype=np.int64)
+
+
+def reshuffled(
+    method: Method, batches: Sequence[Batch], bins: Sequence[Bins] | None, batch_size: int, seed: tuple[int, ...]
+) -> tuple[list[Batch], list[Bins] | None]:
+    """A method's batches of one repeat under ``own-shuffle``: other ones, unless it sorts its prompts.
+
+    Where the whole dataset was packed, its bins are shuffled, and the prompts within a bin stay together.
+
+    Args:
+        batches, bins: those that the comparison began with.
+        seed: other for each method and repeat.
+    """
+    rng = np.random.default_rng(seed)
+    if bins is None:
+        if method.needs_dataset:
+            return list(batches), None
+        return cut(rng.permutation(np.concatenate(list(batches))), batch_size), None
+    members = [batch[bin_] for batch, of_batch in zip(batches, bins, strict=True) for bin_ in of_batch]
+    order = [members[index] for index in rng.permutation(len(members))]
+    shuffled, places = [], []
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ends = np.cumsum([len(bin_) for bin_ in chosen]).tolist()
+        shuffled.append(np.concatenate(chosen))
+        places.append([list(range(end - len(bin_), end)) for bin_, end in zip(chosen, ends, strict=True)])
+    return shuffled, places

@@ -50,6 +50,7 @@ class Outcome:
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)
+    reshuffled: tuple[list[Batch], list[Bins] | None] | None = None  # of the current repeat, under own-shuffle
     loop: UsageLoop | None = None
     status: str = "ok"
     reason: str | None = None
@@ -62,7 +63,7 @@ class Outcome:
     @property
     def batches(self) -> list[Batch]:
         """Its batches."""
-        return self.assignment.batches
+        return self.reshuffled[0] if self.reshuffled else self.assignment.batches
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -72,7 +73,7 @@ class Outcome:
     @property
     def bins(self) -> list[Bins] | None:
         """Each batch's bins, where the whole dataset was packed."""
-        return self.assignment.bins
+        return self.reshuffled[1] if self.reshuffled else self.assignment.bins
 
     @property
     def seconds(self) -> NDArray[np.float64]:

@@ -87,12 +87,13 @@ class Plan:
     def options(self) -> PrefillOptions:
         """How batches are prefilled."""
         c = self.config
-        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward)
+        keeps = "keeps-last-batch" in self.faults
+        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward, keeps)
 
     @property
     def faults(self) -> tuple[str, ...]:
         """The measuring faults that are on."""
-        return faults.resolve(self.config.faults)
+        return faults.resolve(self.config.faults, self.config.protocol, self.config.metric)
 
     @property
     def identity(self) -> str:
@@ -182,21 +183,19 @@ def prepare(config: Config) -> Plan:
             f"{config.model.name}",
             f"cut prompts with dataset.max_tokens={source.max_positions}, or choose another model",
         )
-    active = faults.resolve(config.faults)
+    active = faults.resolve(config.faults, config.protocol, config.metric)
     order_by = faults.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.faults)
     shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
     pack = PACKINGS[config.packing]
     methods = []
-    for place, name in enumerate(config.compared_methods):
-        method, arriving = METHODS[name], shuffled
-        if "own-shuffle" in active:
-            arriving = shuffled_batches(len(lengths), config.batch_size, config.seed + 1 + place)
+    for name in config.compared_methods:
+        method = METHODS[name]
         if method.packs_dataset:
             batches, bins = dataset_bins(lengths, config.batch_size, pack)
             shapes = [(len(each), int(lengths.max())) for each in bins]
             methods.append(Assignment(method, batches, shapes, bins))
             continue
-        batches = method.batches(arriving, order_by, config.batch_size)
+        batches = method.batches(shuffled, order_by, config.batch_size)
         methods.append(Assignment(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
     ideal = None
     if config.ideal and config.protocol == "modern":

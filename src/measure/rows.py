@@ -175,6 +175,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         add_validity(row, outcome, tree_dirty, add_cpu(row, outcome) if computes_here else CpuUse())
         if "divide-twice" in plan.faults:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
+            row.seconds_per_prompt_std = (row.seconds_per_prompt_std or 0.0) / len(outcome.passes)
         if BASELINE in measured:
             base, own = _side_by_side(measured[BASELINE], outcome)
             add_speedup(row, base, own, not method.needs_dataset and "own-shuffle" not in plan.faults)
@@ -208,6 +209,7 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     row.seconds_per_batch_p50, row.seconds_per_batch_p95 = (float(p) for p in np.percentile(seconds, [50, 95]))
     pass_seconds = float(seconds.sum(1).mean())
     row.seconds_per_prompt_mean = pass_seconds / row.num_prompts
+    row.seconds_per_prompt_std = float(seconds.sum(1).std()) / row.num_prompts
     assert row.useful_tokens
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)

@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from ..cli import UserError, warn
 from ..prefilling import split
 from ..prefilling.engines import make_engine, start_serving
-from ..prefilling.method import PHASES, Engine, dataset_bins
+from ..prefilling.method import PHASES, Engine, Prefilled, dataset_bins
 from ..prefilling.models import load_model
 from ..prefilling.vllm.driver import Missing
 from ..records import store
 from ..records.store import Record
 from . import kernels, machine
+from .faults import reshuffled
 from .memory import PeakMemory, keep_freed_memory
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
 from .outcome import Outcome, Pass, Run, UsageLoop
@@ -119,7 +120,8 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             if outcome.method.apart:  # its weights are its own: nothing to compare with
                 continue
             if not outcome.method.serves:
-                asked = make_engine(model, outcome.method, replace(plan.options, metric="ttft"))
+                options = replace(plan.options, metric="ttft", keeps_logits=False)
+                asked = make_engine(model, outcome.method, options)
             outcome.verification = verify(model, chosen, asked, c.loadbit, c.generate_tokens)
         except (Missing, UserError) as error:
             outcome.fail("skipped", str(error))
@@ -164,6 +166,10 @@ def _time(run: Run, counters: Counters) -> None:
                 outcome = run.timed[index]
                 if outcome.status != "ok":
                     continue
+                if "own-shuffle" in plan.faults:
+                    drawn = outcome.assignment
+                    seed = (c.seed, index, repeat + c.warmup)
+                    outcome.reshuffled = reshuffled(drawn.method, drawn.batches, drawn.bins, c.batch_size, seed)
                 memory.reset()
                 gc.disable()
                 before, start = CpuTimes.now(), time.perf_counter()
@@ -179,6 +185,7 @@ def _time(run: Run, counters: Counters) -> None:
                     end, cpu = time.perf_counter(), CpuUse.since(before)
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
         for outcome in run.outcomes:
+            outcome.reshuffled = None
             if outcome.passes and not all(done.usage.valid for done in outcome.passes):
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
@@ -230,25 +237,28 @@ def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: 
 def _timed_pass(
     plan: Plan, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int], skip: set[int]
 ) -> list[dict[str, Any]]:
-    samples, share_s = [], 0.0
+    samples, share_s, kept = [], 0.0, None
     if outcome.bins and "untimed-packing" not in plan.faults:
         start = time.perf_counter()
         dataset_bins(plan.prompts.lengths, plan.config.batch_size, plan.pack)
         share_s = (time.perf_counter() - start) / len(outcome.batches)
     for number in range(len(outcome.batches)):
         if number not in skip:
-            numbers, phases = _timed_batch(plan, outcome, timer, number)
+            numbers, phases, done = _timed_batch(plan, outcome, timer, number)
+            # The authors' loop gives a batch's results back only once it has those of the next.
+            kept, done = (done if "keeps-last-batch" in plan.faults else None), None
             if share_s:  # of packing the whole dataset, which every batch must have waited for
                 phases["plan"] += share_s
             samples.append(store.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
         bar.update()
+    del kept
     return samples
 
 
 def _timed_batch(
     plan: Plan, outcome: Outcome, timer: PhaseTimer, number: int
-) -> tuple[dict[str, int], dict[str, float]]:
-    """What one batch computed, and the seconds of its phases."""
+) -> tuple[dict[str, int], dict[str, float], Prefilled | None]:
+    """What one batch computed, the seconds of its phases, and its results."""
     batch, engine = outcome.batches[number], outcome.engine
     assert engine is not None
     c, prompts, token_ids = plan.config, plan.prompts, plan.token_ids(batch)
@@ -266,12 +276,10 @@ def _timed_batch(
     phases = timer.stop()
     if done.measured_seconds is not None:
         phases, timer.host_seconds = {"forward": done.measured_seconds}, done.measured_seconds
-    if "untimed-packing" in plan.faults and outcome.method.packs:
-        del phases["plan"]
     numbers = {
         "prompts": len(batch),
         "useful_tokens": sum(len(plan.prompts.token_ids[index]) for index in batch),
         "computed_tokens": done.computed_tokens,
         "rows": done.rows,
     }
-    return numbers, phases
+    return numbers, phases, done

@@ -98,6 +98,7 @@ class PrefillOptions:
         forward: ``fused`` or ``transformers``, of the modern protocol.
         max_tokens: of one forward; a batch of more is computed by parts of whole rows (padding-free: whole
             prompts); None: at once. Only under ``modern``.
+        keeps_logits: under ``paper``, return the logits of every position too, which the authors' loop keeps.
     """
 
     metric: str = "ttft"
@@ -105,6 +106,7 @@ class PrefillOptions:
     pack: Pack = first_fit_decreasing
     forward: str = "fused"
     max_tokens: int | None = None
+    keeps_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Prefilled:
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
         computed_tokens: token positions that passed through the model, pads included.
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
+        every_logit: [rows, width, vocab] where ``keeps_logits`` asks for them.
         measured_seconds: the batch's time, where another process computed it and read its own clock.
     """
 
@@ -129,6 +132,7 @@ class Prefilled:
     first_tokens: list[int] | None
     computed_tokens: int
     rows: int
+    every_logit: torch.Tensor | None = None
     measured_seconds: float | None = None
 
 

@@ -37,13 +37,15 @@ class Published:
         rows = _Rows(layout, self._model.device)
         t.lap("transfer")
         cache, mask = new_cache(), (rows.segments >= 0).long()  # the mask that a tokenizer returns with padding
-        logits = self._forward(rows, mask, cache)[rows.row, rows.start + rows.length - 1]
+        every = self._forward(rows, mask, cache)
+        logits = every[rows.row, rows.start + rows.length - 1]
         t.lap("forward")
         first_tokens = None
         if self._options.metric == "ttft":
             first_tokens = logits.argmax(-1).tolist()
             t.lap("decode")
-        return Prefilled(cache, mask, logits, first_tokens, layout.computed_tokens, len(layout.token_ids))
+        rest = every if self._options.keeps_logits else None
+        return Prefilled(cache, mask, logits, first_tokens, layout.computed_tokens, len(layout.token_ids), rest)
 
     def _packed(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None) -> Prefilled:
         lengths = [len(ids) for ids in prompts]
@@ -53,10 +55,12 @@ class Published:
         rows = _Rows(layout, self._model.device)
         final_on_device = torch.from_numpy(final).to(self._model.device, non_blocking=True)
         t.lap("transfer")
-        cache = new_cache()
+        cache, every = new_cache(), None
         if layout.computed_tokens:  # a batch of one-token prompts is empty without last tokens
             window = getattr(self._model.config, "sliding_window", None)
-            self._forward(rows, independent_mask(rows.segments, window), cache)
+            every = self._forward(rows, independent_mask(rows.segments, window), cache)
+        if not self._options.keeps_logits:
+            every = None
         t.lap("forward")
         computed, logits, first_tokens = layout.computed_tokens, None, None
         mask: torch.Tensor | None = None
@@ -74,7 +78,7 @@ class Published:
             first_tokens = logits.argmax(-1).tolist()
             computed += len(prompts)
             t.lap("decode")
-        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids))
+        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids), every)
 
     def _forward(self, rows: _Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Logits at every position, [rows, width, vocab]."""

@@ -88,6 +88,7 @@ class Row:
     seconds_per_batch_ci_low: float | None = _figure("95 % interval of the mean, lower end", unit="s")
     seconds_per_batch_ci_high: float | None = _figure("the same, upper end", unit="s")
     seconds_per_prompt_mean: float | None = _figure("time of a pass over its prompts", unit="s")
+    seconds_per_prompt_std: float | None = _figure("standard deviation of that over repeats", unit="s")
     useful_tokens_per_s: float | None = _figure(
         "tokens of real prompts per second; pads do not count", unit="tokens / s"
     )

@@ -24,6 +24,14 @@ class Marked:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A mean with its standard deviation, NaN where that is not known."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of a table.
 
@@ -115,6 +123,8 @@ def number_in(value: Any) -> float | None:
         return number_in(value.value)
     if isinstance(value, Interval):
         return value.value
+    if isinstance(value, Spread):
+        return value.mean
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -123,6 +133,16 @@ def number_in(value: Any) -> float | None:
 def fixed(digits: int, unit: str = "") -> Format:
     """A number with so many digits after the point."""
     return lambda value: f"{value:.{digits}f}{unit}"
+
+
+def spread(digits: int) -> Format:
+    """A mean and its standard deviation, ``0.209 ± 0.047``; the mean alone where that is not known."""
+
+    def show(value: Spread) -> str:
+        known = f" ± {value.std:.{digits}f}" if math.isfinite(value.std) else ""
+        return f"{value.mean:.{digits}f}{known}"
+
+    return show
 
 
 def thousands(value: float) -> str:

@@ -128,8 +128,7 @@ def claims_lines(sections: Sequence[Section]) -> list[str]:
     for claim in claims:
         figures = [f"here {claim.ours}" if claim.ours else "", f"paper {claim.paper}" if claim.paper else ""]
         beside = f" ({'; '.join(figure for figure in figures if figure)})" if any(figures) else ""
-        why = f": {claim.why}" if claim.why else ""
-        lines.append(files.markdown_line(f"- **{claim.verdict}**: {claim.text.rstrip('.')}{beside}{why}"))
+        lines.append(files.markdown_line(f"- **{claim.verdict}**: {claim.text.rstrip('.')}{beside}. {claim.judged()}"))
     if len(lines) > MOST_CLAIM_LINES:
         left = [claim.verdict for claim in claims[MOST_CLAIM_LINES - 1 :]]
         counts = ", ".join(f"{left.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in left)

@@ -24,26 +24,36 @@ from ..records.store import Record
 from . import sections
 from .cells import Table
 
-VERDICTS = ("agrees", "differs", "not run")
-NOT_RUN = "not run: nothing was recorded for it"
+HOLDS, FAILS, CANNOT_TELL, NOT_RUN = "holds", "does not hold", "cannot tell", "not run"
+VERDICTS = (HOLDS, FAILS, CANNOT_TELL, NOT_RUN)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of the paper (or of this project) beside what was measured here.
+    """One statement about the world beside what was measured here.
 
     Attributes:
         text: the statement, one sentence.
+        rule: by which it is judged, in words: ``every interval lies above 1``.
         paper, ours: its figure as published and as measured, with unit; empty where there is none.
         verdict: one of ``VERDICTS``.
-        why: the reason where it differs or was not run; empty where it agrees.
+        why: what decided, where it does not hold, cannot be told or was not run.
+        beside: ``equal`` or ``different``, where the figures may be compared; else empty.
+        unlike: in what the measurement is not the paper's.
     """
 
     text: str
+    rule: str
     paper: str
     ours: str
     verdict: str
     why: str = ""
+    beside: str = ""
+    unlike: tuple[str, ...] = ()
+
+    def judged(self) -> str:
+        """The rule, and what decided."""
+        return f"Holds if {self.rule}." + (f" Here: {self.why}." if self.why else "")
 
 
 @dataclass
@@ -96,5 +106,5 @@ def make(module: ModuleType, records: Sequence[Record]) -> Section:
         section.table, section.figure = table, module.figure(found)
         section.notes = module.notes(found) if hasattr(module, "notes") else []
     elif not claims:
-        section.notes = [NOT_RUN]
+        section.notes = ["not run: nothing was recorded for it"]
     return section

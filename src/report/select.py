@@ -42,9 +42,18 @@ def order(dataset: str) -> tuple[int, str]:
     return (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset)
 
 
-def published_as(model: object) -> str:
-    """The paper's model to set beside one of ours: the same where it has it, else Llama2-1.3B."""
-    return str(model) if model in MODELS else "llama2-1.3b"
+def published_as(model: object, loadbit: object, theirs: str = "4") -> str:
+    """The paper's model to set beside one of ours, as its CSVs name it; empty where none of its figures belongs there.
+
+    A small model of ours stands beside Llama2-1.3B. The paper's own models stand beside themselves, and only where the
+    bits of their weights are the paper's.
+
+    Args:
+        theirs: bits of the paper's figure.
+    """
+    if model not in MODELS:
+        return "llama2-1.3b"
+    return str(model) if loadbit == theirs else ""
 
 
 def over(ours: float | None, theirs: float | None) -> float | None:

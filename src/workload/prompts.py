@@ -20,7 +20,7 @@ from . import files
 from .tokenizer import Tokenizer
 
 PROFILE_DIR = Path(__file__).parent / "length_profiles"
-MADE_UP = ("equal",)  # shipped profiles whose lengths are those of no real dataset
+MADE_UP = ("equal", "uniform-800")  # shipped profiles whose lengths are those of no real dataset
 MOST_OF_A_PROFILE = 20_000_000  # prompts that a profile may count; each takes 8 bytes, twice
 LONGEST_PROMPT = 10_000_000  # tokens
 FIRST_ORDINARY_TOKEN = 3  # ids below are <unk>, <s>, </s> in the Llama and Mistral vocabularies

@@ -8,8 +8,8 @@ from ...records.groups import place_of
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table
-from ..claims import decided, not_run
-from ..section import Claim
+from ..claims import decided, not_run, unlike
+from ..section import FAILS, HOLDS, Claim
 from ..select import PACKED, clean
 from ..words import label, model_name
 from ..words import notes as notes_of
@@ -53,13 +53,15 @@ def notes(found: Found) -> list[str]:
 def claims(found: Found) -> list[Claim]:
     """Whether prepacking's continuations are the ordinary ones."""
     text = "Generation goes on from the packed cache as from an ordinary one"
+    rule = "every continuation is ordinary generation's, token for token, but for near-ties; it does not if any is not"
     packed = [row for row in found if row.method == PACKED]
     if not packed:
-        return [not_run(text, "equal")]
+        return [not_run(text, rule, "equal")]
     holds = all(row.status == "ok" and row.generated_equal_pct == 100 for row in packed)
     compared = sum(row.generated_tokens or 0 for row in packed)
     ours = f"{compared:,} tokens compared, {'all equal' if holds else 'not all equal'}"
-    return [decided(text, "equal", ours, holds, "see the table")]
+    verdict = (HOLDS, "") if holds else (FAILS, "see the table")
+    return [decided(text, rule, verdict, ours, "equal", unlike(packed[0], None, None))]
 
 
 def figure(found: Found) -> None:

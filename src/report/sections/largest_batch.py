@@ -12,9 +12,9 @@ from ... import paper
 from ...records.row import MACHINE, WORK, Row, key
 from ...records.store import Record
 from ..cells import Column, Table, make_table, thousands
-from ..claims import judged
+from ..claims import close, decided, not_run, unlike
 from ..plots import STYLE, finish_axes, legend, titled
-from ..section import Claim
+from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
 from ..select import BASE, PACKED, clean
 from ..words import model_name
 
@@ -25,6 +25,7 @@ LEAD = (
     "on a CPU one that was set."
 )
 METHODS = (PACKED, BASE)
+MOST = 2**31  # prompts; more than any batch has
 SIZE = ("batch_size", "num_prompts", "workload_fingerprint")  # in these the batches of one search differ
 COLUMNS = (
     Column("Method"), Column("Dataset"), Column("Model"), Column("Memory (MB)", thousands), Column("Largest batch"),
@@ -39,9 +40,9 @@ class Search:
     rows: list[Row]
 
     @property
-    def failed(self) -> Row:
-        """The row of the newest failure."""
-        return max((row for row in self.rows if row.status == "oom"), key=lambda row: row.created_at)
+    def last(self) -> Row:
+        """The row of the newest failure, or of the largest batch where none failed."""
+        return max(self.rows, key=lambda row: (row.status == "oom", row.created_at))
 
     @property
     def fits(self) -> int:
@@ -49,25 +50,25 @@ class Search:
         return max((row.batch_size for row in self.rows if row.status == "ok"), default=0)
 
     @property
-    def fails(self) -> int:
-        """Prompts of the smallest batch that failed."""
-        return min(row.batch_size for row in self.rows if row.status == "oom")
+    def fails(self) -> int | None:
+        """Prompts of the smallest batch that failed; None: the dataset had no more prompts before memory ran out."""
+        return min((row.batch_size for row in self.rows if row.status == "oom"), default=None)
 
 
 Found = list[dict[str, Search]]  # of each model and dataset both methods
 
 
 def select(records: Sequence[Record]) -> Found:
-    """The searches that ended for both methods."""
+    """The searches that ended for both methods: at least full-batching's with memory running out."""
     kinds: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in clean(records, method=METHODS):
         kind = (row.dataset, row.model, *key(row, WORK, MACHINE, but=SIZE))
         kinds.setdefault(kind, {}).setdefault(row.method, []).append(row)
     found = []
     for _, methods in sorted(kinds.items(), key=str):
-        ended = {name: rows for name, rows in methods.items() if any(row.status == "oom" for row in rows)}
-        if ended.keys() == set(METHODS):
-            found.append({name: Search(ended[name]) for name in METHODS})
+        ended = any(row.status == "oom" for row in methods.get(BASE, []))
+        if ended and methods.keys() == set(METHODS):
+            found.append({name: Search(methods[name]) for name in METHODS})
     return found
 
 
@@ -75,9 +76,9 @@ def table(found: Found) -> Table:
     """A row for each search."""
     searches = [search for both in found for search in both.values()]
     body = [
-        {"Method": each.failed.method, "Dataset": each.failed.dataset, "Model": model_name(each.failed),
-         "Memory (MB)": each.failed.memory_limit_mb or "the card's", "Largest batch": each.fits,
-         "Fails at": each.fails}
+        {"Method": each.last.method, "Dataset": each.last.dataset, "Model": model_name(each.last),
+         "Memory (MB)": each.last.memory_limit_mb or "the card's", "Largest batch": each.fits,
+         "Fails at": "no more prompts" if each.fails is None else each.fails}
         for each in searches
     ]  # fmt: skip
     return make_table(COLUMNS, body, [[row.run_id for row in each.rows] for each in searches])
@@ -85,15 +86,31 @@ def table(found: Found) -> Table:
 
 def claims(found: Found) -> list[Claim]:
     """How many times as large prepacking's batches may be."""
-    text = "Prepacking takes batches up to 16 times as large before memory runs out"
-    ratios = [(both[PACKED].fits / both[BASE].fits, both[PACKED].failed) for both in found if both[BASE].fits]
-    ratio, row = max(ratios, key=lambda item: item[0], default=(None, None))
-    return [judged(text, row, ratio, paper.LARGER_BATCHES)]
+    text = "Prepacking takes larger batches than full-batching before memory runs out"
+    rule = (
+        "on some dataset prepacking prefills a batch in which full-batching runs out of memory; it does not if "
+        "full-batching prefills on each the batch in which prepacking runs out"
+    )
+    published = f"up to {paper.LARGER_BATCHES:.0f}x"
+    if not found:
+        return [not_run(text, rule, published)]
+    best = max(found, key=lambda both: both[PACKED].fits / max(1, both[BASE].fits))
+    packed, base = best[PACKED], best[BASE]
+    if packed.fits >= (base.fails or 0):
+        verdict = HOLDS, ""
+    else:
+        beaten = all((both[PACKED].fails or MOST) <= both[BASE].fits for both in found)
+        verdict = (FAILS, "") if beaten else (CANNOT_TELL, "the sizes are too near")
+    ratio = packed.fits / base.fits if base.fits else None
+    at_least = "" if packed.fails else "at least "
+    ours = f"{at_least}{ratio:.1f}x: {packed.fits} and {base.fits} prompts, {packed.last.dataset}" if ratio else ""
+    apart = unlike(packed.last, None, None)
+    return [decided(text, rule, verdict, ours, published, apart, close(ratio, paper.LARGER_BATCHES))]
 
 
 def figure(found: Found) -> Any:
     """Bars of the largest batches, a pair for each dataset."""
-    by_dataset = {both[PACKED].failed.dataset: both for both in found}
+    by_dataset = {both[PACKED].last.dataset: both for both in found}
     drawn, panel = plt.subplots(figsize=(6, 0.9 + 0.9 * len(by_dataset)), layout="constrained")
     for place, both in enumerate(by_dataset.values()):
         for offset, method in zip((-0.2, 0.2), METHODS, strict=True):
@@ -103,8 +120,7 @@ def figure(found: Found) -> Any:
     panel.set_yticks(range(len(by_dataset)), list(by_dataset))
     panel.invert_yaxis()
     panel.set_xlabel("largest batch prefilled (prompts)")
-    failed = [row for both in found for each in both.values() for row in each.rows if row.status == "oom"]
-    panel.set_title(titled(failed), fontsize=9)
+    panel.set_title(titled([each.last for both in found for each in both.values()]), fontsize=9)
     legend(drawn, METHODS)
     finish_axes(panel)
     return drawn
