@@ -42,6 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "metric": ("prefill", "ttft"),
     "protocol": ("paper", "modern"),
+    "numerics": ("own", "authors"),
     "packing": ("ffd", "binpacking", "optimal"),
     "forward": ("fused", "transformers"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -98,6 +99,7 @@ class Config:
     methods: list[str] | None = field(default=None, metadata=NAMED)
     metric: str = "prefill"
     protocol: str = "modern"
+    numerics: str = "own"
     packing: str = "ffd"
     forward: str = "fused"
     max_tokens_per_forward: int | None = 32768
@@ -144,6 +146,7 @@ def check(config: Config) -> None:
     chosen = {
         "metric": config.metric,
         "protocol": config.protocol,
+        "numerics": config.numerics,
         "packing": config.packing,
         "forward": config.forward,
         "dtype": config.dtype,
@@ -166,6 +169,9 @@ def check(config: Config) -> None:
         raise UserError(
             "protocol", f"{sorted(served)[0]} does not do what the authors' code does", "use protocol=modern"
         )
+    if config.numerics == "authors" and config.protocol != "paper":
+        problem = f"authors, but protocol={config.protocol} does not do what their code does"
+        raise UserError("numerics", problem, "add protocol=paper, or leave numerics out")
     if config.loadbit != "none" and "vllm" in config.compared_methods:
         raise UserError("loadbit", "vllm is measured with plain weights only", "use loadbit=none, or leave vllm out")
     if config.device_map is not None:
@@ -235,9 +241,13 @@ def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(setting, f"unknown '{value}'", f"choose one of {', '.join(choices)}")
 
 
-def dtype_name(asked: str, on_gpu: bool) -> str:
-    """The type of weights and activations: bfloat16 on a GPU and float32 on a CPU, unless asked otherwise."""
-    return asked if asked != "auto" else "bfloat16" if on_gpu else "float32"
+def dtype_name(asked: str, on_gpu: bool, numerics: str = "own") -> str:
+    """The type of weights and activations: bfloat16 on a GPU and float32 on a CPU, unless asked otherwise.
+
+    The authors' numerics are float16 on a GPU. On a CPU they too are float32, as float16 is emulated there.
+    """
+    of_gpu = "float16" if numerics == "authors" else "bfloat16"
+    return asked if asked != "auto" else of_gpu if on_gpu else "float32"
 
 
 def as_dict(config: Config) -> dict[str, Any]:

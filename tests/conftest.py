@@ -94,9 +94,9 @@ def texts(header: list[str], body: list[list[str]], records: list[list[str]] | N
     return make_table([Column(label) for label in header], rows, records or [])
 
 
-def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, numerics: str = "own", **changes: Any) -> Any:
     source = find_model(ModelConfig("tiny", weights="random", architecture=FAMILIES[family] | changes))
-    return load_model(source, torch.device("cpu"), dtype, "none", seed=1)
+    return load_model(source, torch.device("cpu"), dtype, "none", seed=1, numerics=numerics)
 
 
 def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:

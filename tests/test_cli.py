@@ -58,6 +58,8 @@ BAD_INPUT = [
     ("generate_tokens=-1", "generate_tokens: -1 is too small"),
     ("seed=-1", "seed: -1 is too small"),
     ("sampler_interval_s=0", "sampler_interval_s: 0.0 s; give 0.01 to 10 seconds"),
+    ("numerics=authors", "numerics: authors, but protocol=modern does not do what their code does; add protocol=paper"),
+    ("numerics=theirs", "numerics: unknown 'theirs'; choose one of own, authors"),
     ("faults=[nonsense]", "faults: unknown 'nonsense'; choose one of reference, no-sync"),
     ("faults=[sort-by-characters]", "faults: sort-by-characters needs prompts with text"),
     ("timeout_s=-1", "timeout_s: -1 s; give seconds above 0"),

@@ -170,6 +170,15 @@ def test_everything_that_computes_is_kept_apart(name: str, measure: Measure, tmp
     assert first.row.speedup_over_full_batching is None
 
 
+def test_the_authors_numerics_are_told_and_kept_apart(measure: Measure, tmp_path: Path) -> None:
+    both = ("methods=[prepacking,full-batching]", "protocol=paper", "repeats=1")
+    (ours, _), (theirs, _) = measure(*both), measure(*both, "numerics=authors")
+    assert (ours.row.other_settings, theirs.row.other_settings) == (None, "numerics=authors")
+    assert (ours.row.attention, theirs.row.attention) == ("dense mask", "eager, float32 mask per bin")
+    assert ours.row.status == theirs.row.status == "ok"
+    assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 2
+
+
 def test_two_token_budgets_are_two_rows(measure: Measure, tmp_path: Path) -> None:
     for budget in (64, 128, "null"):
         measure("methods=[prepacking,full-batching]", f"max_tokens_per_forward={budget}")

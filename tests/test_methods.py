@@ -63,6 +63,46 @@ def test_each_method_gives_what_prompts_alone_give(case: str, family: str, metho
     assert_as_alone(MODELS[family], EDGES[case], method, protocol)
 
 
+EAGER = {family: tiny_model(family, numerics="authors") for family in FAMILIES}
+
+
+@pytest.mark.parametrize("method", ["full-batching", "prepacking", "dataset-prepacking"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("case", sorted(EDGES))
+def test_the_authors_numerics_give_what_prompts_alone_give(case: str, family: str, method: str) -> None:
+    assert_as_alone(EAGER[family], EDGES[case], method, "paper", numerics="authors")
+
+
+@pytest.mark.parametrize("method", ["full-batching", "prepacking"])
+@pytest.mark.parametrize("metric", ["prefill", "ttft"])
+def test_the_authors_numerics_compute_the_same_positions_and_float32_logits(method: str, metric: str) -> None:
+    prompts, model = draw_prompts(EDGES["uneven"]), tiny_model(dtype=torch.bfloat16, numerics="authors")
+    theirs, ours = (
+        carry(model, prompts, method, protocol="paper", metric=metric, numerics=numerics, keeps_logits=True)
+        for numerics in ("authors", "own")
+    )
+    assert (theirs.computed_tokens, theirs.rows) == (ours.computed_tokens, ours.rows)
+    assert (theirs.first_tokens is None) == (metric == "prefill")
+    made = [each for each in (theirs.logits, theirs.every_logit) if each is not None]
+    assert made
+    assert {each.dtype for each in made} == {torch.float32}
+
+
+def test_the_authors_mask_is_ours_as_numbers_to_add() -> None:
+    prompts = draw_prompts(EDGES["uneven"])
+    lengths = [len(ids) for ids in prompts]
+    bins = first_fit_decreasing(lengths, max(lengths))
+    layout = published.packed([ids[:-1] for ids in prompts], bins)
+    for family in ("llama", "mistral"):  # without and with a sliding window
+        engine = make_engine(EAGER[family], METHODS["prepacking"], PrefillOptions("ttft", "paper", numerics="authors"))
+        added = engine._mask(layout, bins)
+        segments = torch.from_numpy(layout.segments)
+        seen = attention.independent_mask(segments, getattr(EAGER[family].config, "sliding_window", None))
+        real = (segments >= 0)[:, None, :, None]
+        assert torch.equal((added == 0) & real, seen & real)
+        assert added.dtype == torch.float32
+
+
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
 def test_any_packing_serves(packing: str) -> None:
     assert_as_alone(MODELS["llama"], EDGES["uneven"], "prepacking", "modern", pack=PACKINGS[packing])

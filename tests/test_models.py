@@ -80,6 +80,24 @@ def test_quantized_random_weights_are_those_weights_rounded(bits: str) -> None:
         assert verify(model, [(draw_prompts([9, 4, 7]), None)], engine, bits).problem is None
 
 
+def test_the_authors_four_bits_are_fp4_with_float32_products(tmp_path: Path) -> None:
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    drawn = find_model(ModelConfig("wide", architecture=dict(WIDE)))
+    for source in (drawn, find_model(ModelConfig("mine", path=str(tmp_path)))):
+        found = {}
+        for numerics in ("own", "authors"):
+            model = load_model(source, CPU, torch.bfloat16, "4", 1, numerics=numerics)
+            layer = model.model.layers[0].mlp.up_proj
+            found[numerics] = (
+                layer.weight.quant_state.quant_type,
+                layer.compute_dtype,
+                model.config._attn_implementation,
+            )
+            engine = make_engine(model, METHODS["prepacking"], PrefillOptions("ttft", "paper", numerics=numerics))
+            assert verify(model, [(draw_prompts([9, 4, 7]), None)], engine, "4").problem is None
+        assert found == {"own": ("nf4", torch.bfloat16, "sdpa"), "authors": ("fp4", torch.float32, "eager")}
+
+
 def test_a_local_folder_is_loaded_and_keeps_its_weights(tmp_path: Path) -> None:
     saved = tiny_model()
     saved.save_pretrained(tmp_path)

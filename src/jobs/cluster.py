@@ -279,7 +279,7 @@ def in_job(overrides: list[str], results_dir: Path, search: Search | None, outco
 
 def _resolved(config: Config) -> Config:
     """A configuration whose device is known as the node that measures resolves it, and hashes it for its records."""
-    return replace(config, dtype=dtype_name(config.dtype, config.device.startswith("cuda")))
+    return replace(config, dtype=dtype_name(config.dtype, config.device.startswith("cuda"), config.numerics))
 
 
 def _comparisons(results_dir: Path) -> dict[str, list[list[Row]]]:

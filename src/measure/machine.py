@@ -87,9 +87,9 @@ def pick_devices(asked: str, device_map: str | None) -> tuple[torch.device, ...]
     return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
 
 
-def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
+def pick_dtype(asked: str, device: torch.device, numerics: str = "own") -> torch.dtype:
     """As ``config.dtype_name``."""
-    found = getattr(torch, dtype_name(asked, device.type == "cuda"))
+    found = getattr(torch, dtype_name(asked, device.type == "cuda", numerics))
     assert isinstance(found, torch.dtype)
     return found
 

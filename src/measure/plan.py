@@ -88,7 +88,7 @@ class Plan:
         """How batches are prefilled."""
         c = self.config
         keeps = "keeps-last-batch" in self.faults
-        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward, keeps)
+        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward, keeps, c.numerics)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def prepare(config: Config) -> Plan:
     """
     devices = machine.pick_devices(config.device, config.device_map)
     device = devices[0]
-    dtype = machine.pick_dtype(config.dtype, device)
+    dtype = machine.pick_dtype(config.dtype, device, config.numerics)
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = results_dir_of(config)
     source = find_model(config.model)

@@ -80,7 +80,7 @@ def measure(plan: Plan) -> list[Record]:
 def _carry_out(run: Run, counters: Counters) -> None:
     """Load the model, verify the methods, time them, and look which attention kernels ran."""
     plan, c = run.plan, run.plan.config
-    model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices)
+    model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices, c.numerics)
     run.split = split.in_words(model)
     if run.ideal:
         largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..prefilling.cache import new_cache
+from ..prefilling.greedy import greedy
 from ..prefilling.method import Engine, Prefilled, TokenIds
 from ..prefilling.packing import Bins
 from .timer import NoTimer
@@ -132,11 +132,11 @@ def _continue(
     assert done.first_tokens is not None
     first = torch.tensor(done.first_tokens, device=model.device)[:, None]
     mask = torch.cat([done.mask, done.mask.new_ones(len(prompts), 1)], dim=1)
-    from_cache = _greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
+    from_cache = greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
     for ids, ours in zip(prompts, from_cache, strict=True):
         prompt = torch.from_numpy(ids).to(model.device)[None]
         # The mask is given, because generation would mistake a token with the id of the pad for a pad.
-        alone = _greedy(model, prompt, torch.ones_like(prompt), tokens + 1, output_logits=True)
+        alone = greedy(model, prompt, torch.ones_like(prompt), tokens + 1, output_logits=True)
         theirs = alone.sequences[0, len(ids) :].tolist()
         found.continued += 1
         differs = next((place for place in range(tokens + 1) if ours[place] != theirs[place]), None)
@@ -146,21 +146,3 @@ def _continue(
         elif differs:  # the first tokens were judged before
             what = f"a prompt of {len(ids)} tokens goes on from its cache, {differs} after the first, with token"
             _judge(found, what, ours[differs], alone.logits[differs][0].float(), tolerance)
-
-
-def _greedy(model: PreTrainedModel, token_ids: torch.Tensor, mask: torch.Tensor, tokens: int, **options: Any) -> Any:
-    """Exactly so many new tokens for token_ids [k, n]: no sampling, penalty or stop token of the model's settings."""
-    generate: Any = model.generate
-    settings, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        return generate(
-            token_ids,
-            attention_mask=mask,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            **options,
-        )
-    finally:
-        model.generation_config = settings

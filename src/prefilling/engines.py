@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from .authors import Authors
 from .continuous_batching import ContinuousBatching
 from .method import Engine, Method, PrefillOptions
 from .modern import Modern
@@ -19,7 +20,9 @@ def make_engine(model: PreTrainedModel, method: Method, options: PrefillOptions)
     assert not method.serves
     if method.engine:
         return method.engine(model, options)
-    return Published(model, method, options) if options.protocol == "paper" else Modern(model, method, options)
+    if options.protocol == "modern":
+        return Modern(model, method, options)
+    return (Authors if options.numerics == "authors" else Published)(model, method, options)
 
 
 def start_serving(model: PreTrainedModel, method: Method, batches: Sequence[Sequence[int]]) -> Engine:

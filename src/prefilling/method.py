@@ -98,6 +98,7 @@ class PrefillOptions:
         forward: ``fused`` or ``transformers``, of the modern protocol.
         max_tokens: of one forward; a batch of more is computed by parts of whole rows (padding-free: whole
             prompts); None: at once. Only under ``modern``.
+        numerics: under ``paper``, ``own``: fast steps and types of ours; ``authors``: theirs.
         keeps_logits: under ``paper``, return the logits of every position too, which the authors' loop keeps.
     """
 
@@ -107,6 +108,7 @@ class PrefillOptions:
     forward: str = "fused"
     max_tokens: int | None = None
     keeps_logits: bool = False
+    numerics: str = "own"
 
 
 @dataclass(frozen=True)

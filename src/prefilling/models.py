@@ -19,7 +19,7 @@ from . import identity, split
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
-ATTENTION = "sdpa"
+ATTENTION = {"own": "sdpa", "authors": "eager"}  # by numerics
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,14 @@ def load_model(
     seed: int,
     device_map: str | None = None,
     devices: tuple[torch.device, ...] = (),
+    numerics: str = "own",
 ) -> PreTrainedModel:
     """Load or build the model, ready for inference.
 
     Args:
         device: where it goes as a whole, unless ``device_map`` (``auto`` or ``sequential``) has it split over
             ``devices``.
+        numerics: ``authors`` for eager attention and, in 4 bits, fp4 with float32 products, as their code has it.
 
     Raises:
         UserError: quantization that the shape or machine cannot take; weights that cannot be fetched.
@@ -163,16 +165,16 @@ def load_model(
     """
     places = {"": device}
     if device_map or source.weights == "random":
-        empty = split.skeleton(source.config, dtype, ATTENTION)
+        empty = split.skeleton(source.config, dtype, ATTENTION[numerics])
     if device_map:
         places = split.places_for(empty, device_map, dtype, loadbit, split.free_memory(devices))
     if source.weights == "random":
-        model = random_model(empty, places, dtype, loadbit, seed)
+        model = random_model(empty, places, dtype, loadbit, seed, numerics)
     else:
         assert source.path is not None
         options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
         if loadbit != "none":
-            options["quantization_config"] = _quantization(loadbit, dtype)
+            options["quantization_config"] = _quantization(loadbit, dtype, numerics)
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what is missing is reported below, in one line
         try:
@@ -180,7 +182,7 @@ def load_model(
                 source.path,
                 dtype=dtype,
                 device_map=places,
-                attn_implementation=ATTENTION,
+                attn_implementation=ATTENTION[numerics],
                 use_safetensors=True,  # never a pickle, which can run code
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -217,12 +219,21 @@ def _check_complete(source: ModelSource, loading: dict[str, Any]) -> None:
         warn(f"{source.path} holds {len(unexpected)} tensors that its model does not have ({some}): they are left out")
 
 
-def _quantization(loadbit: str, dtype: torch.dtype) -> Any:
+def _four_bits(dtype: torch.dtype, numerics: str) -> tuple[str, torch.dtype]:
+    """How 4-bit weights are coded, and the type that products are computed in.
+
+    The authors ask for ``load_in_4bit`` and nothing else, for which bitsandbytes takes fp4 and float32.
+    """
+    return ("fp4", torch.float32) if numerics == "authors" else ("nf4", dtype)
+
+
+def _quantization(loadbit: str, dtype: torch.dtype, numerics: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if loadbit == "8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    code, products = _four_bits(dtype, numerics)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=code, bnb_4bit_compute_dtype=products)
 
 
 def check_served(source: ModelSource, forward: str) -> None:
@@ -271,7 +282,7 @@ def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -
 
 @torch.no_grad()
 def random_model(
-    model: PreTrainedModel, places: split.Places, dtype: torch.dtype, loadbit: str, seed: int
+    model: PreTrainedModel, places: split.Places, dtype: torch.dtype, loadbit: str, seed: int, numerics: str = "own"
 ) -> PreTrainedModel:
     """Draw each tensor of a model on the meta device where and as it will live; layers are quantized one by one.
 
@@ -293,19 +304,22 @@ def random_model(
             module.register_parameter(key, nn.Parameter(drawn, requires_grad=False))
         if loadbit != "none" and isinstance(module, nn.Linear) and module is not head:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _quantized(module, module.weight.device, dtype, loadbit))
+            setattr(
+                model.get_submodule(parent), child, _quantized(module, module.weight.device, dtype, loadbit, numerics)
+            )
     model.tie_weights()
     return split.dispatch(model, places)
 
 
-def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, loadbit: str) -> nn.Module:
+def _quantized(linear: nn.Linear, device: torch.device, dtype: torch.dtype, loadbit: str, numerics: str) -> nn.Module:
     import bitsandbytes as bnb
 
     shape = (linear.in_features, linear.out_features, linear.bias is not None)
     layer: nn.Module
     if loadbit == "4":
-        layer = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
-        layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=layer)
+        code, products = _four_bits(dtype, numerics)
+        layer = bnb.nn.Linear4bit(*shape, compute_dtype=products, quant_type=code, device="meta")
+        layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type=code, module=layer)
     else:
         layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
         # From the CPU on purpose: bitsandbytes silently leaves weights as they are that are on the GPU already.

@@ -34,7 +34,7 @@ class Published:
     def _padded(self, prompts: Sequence[TokenIds], t: Timer) -> Prefilled:
         layout = left_padded(prompts)
         t.lap("plan")
-        rows = _Rows(layout, self._model.device)
+        rows = Rows(layout, self._model.device)
         t.lap("transfer")
         cache, mask = new_cache(), (rows.segments >= 0).long()  # the mask that a tokenizer returns with padding
         every = self._forward(rows, mask, cache)
@@ -52,7 +52,7 @@ class Published:
         layout = packed([ids[:-1] for ids in prompts], bins or self._options.pack(lengths, max(lengths)))
         final = np.array([ids[-1] for ids in prompts], dtype=np.int64)
         t.lap("plan")
-        rows = _Rows(layout, self._model.device)
+        rows = Rows(layout, self._model.device)
         final_on_device = torch.from_numpy(final).to(self._model.device, non_blocking=True)
         t.lap("transfer")
         cache, every = new_cache(), None
@@ -80,7 +80,7 @@ class Published:
             t.lap("decode")
         return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids), every)
 
-    def _forward(self, rows: _Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    def _forward(self, rows: Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Logits at every position, [rows, width, vocab]."""
         logits: torch.Tensor = self._model(
             input_ids=rows.token_ids,
@@ -92,7 +92,7 @@ class Published:
         return logits
 
 
-class _Rows:
+class Rows:
     """A layout on the device."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
