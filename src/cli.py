@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .authors import meant
 from .places import command_line
 
 EXIT_BAD_INPUT = 2
@@ -64,13 +65,14 @@ def _one_line(error: Exception) -> str:
         options = re.search(r"Available options in '\w+':\n((?:\t[^\n]+\n?)+)", text)
         choices = [choice for choice in options.group(1).split() if not choice.endswith("_schema")] if options else []
         names = ", ".join(choices) or f"the files of configs/{group}"
-        return f"{group}: unknown '{name}'; choose one of {names}"
+        return f"{group}: unknown '{name}'; {meant(group, name)}choose one of {names}"
     if found := re.search(r"Error parsing override '([^'=]+)'\s+missing EQUAL", text):
         return f"{found[1]}: arguments have the form setting=value; `{command_line('run')} --help` lists the settings"
     if found := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')(?:\s*full_key: (\S+))?", text):
-        return f"{found[2] or found[1]}: there is no such setting; `{command_line('run')} --help` lists them all"
+        name = found[2] or found[1]
+        return f"{name}: there is no such setting; {meant(name)}`{command_line('run')} --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: there is no such setting; `{command_line('run')} --help` lists them all"
+        return f"{found[1]}: there is no such setting; {meant(found[1])}`{command_line('run')} --help` lists them all"
     if found := re.search(r"is not Optional\s+full_key: (\S+)", text):
         return f"{found[1]}: it cannot be null; leave it out for its default"
     if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from . import places
+from .authors import meant
 from .cli import UserError
 from .config import CONFIG_DIR, Config, DatasetConfig, ModelConfig, check
 
@@ -81,6 +82,9 @@ def typed(composed: Any) -> Config:
     assert isinstance(config, Config)
     _name_own_model(config.model)
     _name_own_dataset(config.dataset)
+    if config.sample == "authors":  # only now, for these prompts are the paper's and bear the shipped name
+        for name, value in (config.dataset.authors or {}).items():
+            setattr(config.dataset, name, value)
     check(config)
     return config
 
@@ -95,7 +99,7 @@ def _check_keys(composed: Any) -> None:
                 raise UserError(
                     f"{prefix}{key}",
                     "there is no such setting",
-                    f"`{places.command_line('run')} --help` lists them all",
+                    f"{meant(key)}`{places.command_line('run')} --help` lists them all",
                 )
 
 

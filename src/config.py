@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from . import places
+from .authors import meant
 from .cli import UserError
 
 CONFIG_DIR = places.CONFIGS
@@ -43,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("prefill", "ttft"),
     "protocol": ("paper", "modern"),
     "numerics": ("own", "authors"),
+    "sample": ("own", "authors"),
     "packing": ("ffd", "binpacking", "optimal"),
     "forward": ("fused", "transformers"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -80,6 +82,7 @@ class DatasetConfig:
     path: str | None = None  # local jsonl, json, csv, parquet or txt
     profile: str | None = None  # name of a shipped length profile, or path of a token_length,count CSV
     max_tokens: int | None = None  # cut prompts to this many tokens
+    authors: dict[str, Any] | None = None  # what sample=authors sets: the split and folder that the authors draw from
 
 
 # What a setting has to do with a measurement. One that says nothing here changes what is measured: its value stands in
@@ -106,6 +109,7 @@ class Config:
     ideal: bool = field(default=True, metadata=CARE)
     batch_size: int = 64
     num_prompts: int = 1000
+    sample: str = "own"
     repeats: int = field(default=5, metadata=CARE)
     precision: float | None = field(default=None, metadata=CARE)
     max_repeats: int = field(default=30, metadata=CARE)
@@ -147,6 +151,7 @@ def check(config: Config) -> None:
         "metric": config.metric,
         "protocol": config.protocol,
         "numerics": config.numerics,
+        "sample": config.sample,
         "packing": config.packing,
         "forward": config.forward,
         "dtype": config.dtype,
@@ -238,7 +243,8 @@ def _check_split(config: Config) -> None:
 
 def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(setting, f"unknown '{value}'", f"choose one of {', '.join(choices)}")
+        hint = meant(setting, value)
+        raise UserError(setting, f"unknown '{value}'", f"{hint}choose one of {', '.join(choices)}")
 
 
 def dtype_name(asked: str, on_gpu: bool, numerics: str = "own") -> str:

@@ -6,14 +6,17 @@ import functools
 import os
 import re
 import sys
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
+from . import places
+from .authors import in_our_words
 from .cli import BAD_INPUT, JobFailed, UserError, guarded, report
 from .compose import register_schemas, typed
-from .config import CONFIG_DIR
+from .config import CONFIG_DIR, Config
 from .jobs import cluster
 from .jobs.apart import run_apart
 
@@ -54,8 +57,13 @@ def _arrange_arguments() -> None:
     """Put settings behind Hydra's flags, for Hydra takes them in one piece only; say in one line what is no flag.
 
     Raises:
-        UserError: a flag that there is not, or one whose value is wrong.
+        UserError: a flag that there is not, one whose value is wrong, or settings that are written as flags.
     """
+
+    known = [each.name for each in fields(Config)]
+    if found := in_our_words(sys.argv[1:], known):
+        flag, meant = found
+        raise UserError(flag, "settings have no dashes", f"type {places.command_line('run')} {' '.join(meant)}")
 
     def complain(message: str) -> NoReturn:
         named = re.match(r"(?:argument ([^\s/:]+)[^\s:]*: |unrecognized arguments: (\S+))(.*)", message)

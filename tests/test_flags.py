@@ -19,8 +19,9 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("--batch_size=4", "--batch_size=4: there is no such flag; `--hydra-help` lists the flags; settings"),
-        ("--batch-size 4", "--batch-size: there is no such flag"),
+        ("--batch_size=4", "--batch_size: settings have no dashes; type python -m src.run batch_size=4"),
+        ("seed=1 --batch-size 4", "--batch-size: settings have no dashes; type python -m src.run seed=1 batch_size=4"),
+        ("--batches=4", "--batches=4: there is no such flag; `--hydra-help` lists the flags; settings"),
         ("--cfg", "--cfg: expected one argument"),
         ("--cfg everything", "--cfg: invalid choice: 'everything'"),
         ("--info everything", "--info: invalid choice: 'everything'"),

@@ -179,6 +179,20 @@ def test_the_authors_numerics_are_told_and_kept_apart(measure: Measure, tmp_path
     assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 2
 
 
+def test_the_authors_sample_is_theirs_by_name_and_is_kept_apart(tiny_config: Callable[..., Config]) -> None:
+    rlhf, samsum = (tiny_config(f"dataset={name}", "sample=authors").dataset for name in ("rlhf", "samsum"))
+    assert (rlhf.name, rlhf.data_dir, rlhf.split) == ("rlhf", None, "train")
+    assert (samsum.name, samsum.split) == ("samsum", "train")
+    ours, theirs, again = (
+        prepare(tiny_config("num_prompts=40", *more)) for more in ([], ["sample=authors"], ["sample=authors", "seed=1"])
+    )
+    (row,) = (record.row for record in to_records(Run(theirs), {}))
+    assert row.other_settings == "sample=authors"
+    batches = [[batch.tolist() for batch in plan.shuffled] for plan in (ours, theirs, again)]
+    assert batches[1] == batches[2] != batches[0]
+    assert again.prompts.lengths.tolist() == theirs.prompts.lengths.tolist() != ours.prompts.lengths.tolist()
+
+
 def test_two_token_budgets_are_two_rows(measure: Measure, tmp_path: Path) -> None:
     for budget in (64, 128, "null"):
         measure("methods=[prepacking,full-batching]", f"max_tokens_per_forward={budget}")

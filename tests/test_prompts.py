@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from src.prefilling.packing import first_fit_decreasing
 from src.workload import files
 from src.workload.batches import fingerprint, length_ordered_batches, shuffled_batches
 from src.workload.prompts import PROFILE_DIR, Prompts, load_prompts, read_profile
+from src.workload.sample import draw
 from src.workload.tokenizer import mistral_tokenizer
 
 TEXTS = ["What is the capital of France?", "one", "Name three primes.", "", "Explain entropy, briefly.", "  two  "]
@@ -240,6 +242,39 @@ def test_shipped_profiles_have_the_padding_ratios_of_the_real_datasets() -> None
         lengths, _ = read_profile(name)
         batches = rng.choice(lengths, (4000, 64))
         assert batches.max(1).sum() * 64 / batches.sum() == pytest.approx(ratio, rel=0.04), name
+
+
+def test_the_authors_sample_is_pythons_and_so_is_its_first_shuffle() -> None:
+    numbers = list(range(14_033))
+    random.seed(42)
+    sampled = random.sample(numbers, 1000)
+    shuffled = list(sampled)
+    random.shuffle(shuffled)
+    drawn = draw(14_033, 1000, np.random.default_rng(7), "authors")
+    assert drawn.order is not None
+    assert drawn.chosen.tolist() == sampled
+    assert drawn.chosen[drawn.order].tolist() == shuffled
+    assert sampled[:3] == [10476, 1824, 409]
+    assert len(draw(5, 9, np.random.default_rng(0), "authors").chosen) == 5
+
+
+def test_the_authors_prompts_do_not_depend_on_the_seed_and_what_is_cut_is_tokenized_again(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text(
+        "\n".join(f"Sentence {n} of internationalization, \u4f60\u597d!" for n in range(40)), encoding="utf-8"
+    )
+    dataset = DatasetConfig("wikitext512", "file", path=str(path), max_tokens=6)
+
+    def loaded(seed: int, sample: str) -> Prompts:
+        return load_prompts(dataset, 10, seed, 32_000, mistral_tokenizer, sample)
+
+    first, second = loaded(0, "authors"), loaded(1, "authors")
+    assert first.texts == second.texts != loaded(0, "own").texts
+    assert first.texts is not None
+    tokenizer = mistral_tokenizer()
+    assert [ids.tolist() for ids in first.token_ids] == tokenizer.encode(first.texts)
+    whole = path.read_text(encoding="utf-8").splitlines()
+    assert all(any(full.startswith(text) and full != text for full in whole) for text in first.texts)
 
 
 def predictors_of(profile: str) -> np.ndarray:

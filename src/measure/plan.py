@@ -23,7 +23,7 @@ from ..prefilling.packing import PACKINGS, Bins
 from ..provenance import code_hash
 from ..records import store as records
 from ..records.store import Record
-from ..workload.batches import Batch, fingerprint, shuffled_batches
+from ..workload.batches import Batch, cut, fingerprint, shuffled_batches
 from ..workload.prompts import Prompts, load_prompts
 from ..workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
 from . import faults, machine
@@ -168,7 +168,8 @@ def prepare(config: Config) -> Plan:
             warn(f"{source.path} has no tokenizer that loads ({type(error).__name__}); using the Mistral-7B one")
             return mistral_tokenizer()
 
-    prompts = load_prompts(config.dataset, config.num_prompts, config.seed, source.config.vocab_size, make_tokenizer)
+    vocab_size = source.config.vocab_size
+    prompts = load_prompts(config.dataset, config.num_prompts, config.seed, vocab_size, make_tokenizer, config.sample)
     lengths = prompts.lengths
     if config.batch_size > len(lengths):
         raise UserError(
@@ -186,6 +187,8 @@ def prepare(config: Config) -> Plan:
     active = faults.resolve(config.faults, config.protocol, config.metric)
     order_by = faults.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.faults)
     shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
+    if prompts.order is not None:
+        shuffled = cut(prompts.order, config.batch_size)
     pack = PACKINGS[config.packing]
     methods = []
     for name in config.compared_methods:

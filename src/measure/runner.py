@@ -268,7 +268,8 @@ def _timed_batch(
     timer.start()
     if timed_tokenizer is not None:
         encoded = timed_tokenizer.encode(texts)
-        token_ids = [np.asarray(ids[: c.dataset.max_tokens], dtype=np.int64) for ids in encoded]
+        most = c.dataset.max_tokens if c.sample == "own" else None  # theirs are cut as texts, before they are timed
+        token_ids = [np.asarray(ids[:most], dtype=np.int64) for ids in encoded]
         timer.lap("tokenize")
     if "left-out-token" in plan.faults and outcome.method.packs and c.metric == "prefill":
         token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]

@@ -17,6 +17,7 @@ from .. import hub, paper
 from ..cli import UserError, warn
 from ..config import DatasetConfig
 from . import files
+from .sample import draw
 from .tokenizer import Tokenizer
 
 PROFILE_DIR = Path(__file__).parent / "length_profiles"
@@ -45,6 +46,7 @@ class Prompts:
         detail: which one exactly: hub id and revision, file name and hash, or profile.
         tokenizer: what turned text into token ids, None for a length profile.
         left_out: texts of the dataset that are no prompts (empty ones, for example), before sampling.
+        order: int64 [n], the order in which batches are cut from them, where the sample decides it.
     """
 
     token_ids: list[TokenIds]
@@ -53,6 +55,7 @@ class Prompts:
     detail: str
     tokenizer: Tokenizer | None
     left_out: int = 0
+    order: NDArray[np.int64] | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -61,12 +64,21 @@ class Prompts:
 
 
 def load_prompts(
-    dataset: DatasetConfig, num_prompts: int, seed: int, vocab_size: int, make_tokenizer: Callable[[], Tokenizer]
+    dataset: DatasetConfig,
+    num_prompts: int,
+    seed: int,
+    vocab_size: int,
+    make_tokenizer: Callable[[], Tokenizer],
+    sample: str = "own",
 ) -> Prompts:
     """Sample ``num_prompts`` prompts, seeded; all of them, with a note, where the dataset holds fewer.
 
     Of the paper's datasets, texts of one word or less are left out before sampling, as in the paper (section 4). Of
     others only what is empty is, for many scripts write sentences without a space. What is left out is said.
+
+    Args:
+        sample: ``own``, or ``authors``: the prompts that their code draws, whatever the seed. What is cut then is
+            decoded and tokenized once more, as they do.
 
     Raises:
         UserError: the dataset cannot be had in the way that ``dataset.source`` asks for, or holds no prompt.
@@ -76,7 +88,7 @@ def load_prompts(
     if source == "auto":
         source = "file" if dataset.path else "hub" if dataset.hub_id else "profile"
     if source == "profile":
-        return _from_profile(dataset, num_prompts, rng, vocab_size)
+        return _from_profile(dataset, num_prompts, rng, vocab_size, sample)
     if source == "file":
         every, detail = _read_file(dataset)
     else:
@@ -86,7 +98,7 @@ def load_prompts(
             if dataset.source == "hub" or not dataset.profile:
                 raise
             hub.fall_back(error, f"the length profile '{dataset.profile}'")
-            return _from_profile(dataset, num_prompts, rng, vocab_size)
+            return _from_profile(dataset, num_prompts, rng, vocab_size, sample)
     setting = "dataset.path" if source == "file" else "dataset.hub_id"
     fewest, short = (2, "hold fewer than two words") if dataset.name in paper.DATASETS else (1, "are empty")
     usable = [text for text in every if text and len(text.split()) >= fewest]
@@ -94,10 +106,14 @@ def load_prompts(
         raise UserError(setting, f"all records of {files.named(detail)} {short}", "check dataset.text_field")
     if left_out := len(every) - len(usable):
         warn(f"{left_out:,} of {len(every):,} records of {files.named(detail)} {short}: they are left out")
-    chosen = _sample(len(usable), num_prompts, rng)
-    texts = [usable[index] for index in chosen]
-    tokenizer = make_tokenizer()
-    token_ids = [np.asarray(ids[: dataset.max_tokens], dtype=np.int64) for ids in tokenizer.encode(texts)]
+    drawn = draw(len(usable), num_prompts, rng, sample)
+    texts = [usable[index] for index in drawn.chosen]
+    tokenizer, most = make_tokenizer(), dataset.max_tokens
+    encoded = tokenizer.encode(texts)
+    if most and sample == "authors":
+        texts = tokenizer.decode([ids[:most] for ids in encoded])
+        encoded, most = tokenizer.encode(texts), None
+    token_ids = [np.asarray(ids[:most], dtype=np.int64) for ids in encoded]
     if not all(map(len, token_ids)):
         empty = texts[[len(ids) for ids in token_ids].index(0)]
         raise UserError(setting, f"the tokenizer makes no token of {ascii(empty)[:60]}", "take it out of the dataset")
@@ -108,25 +124,24 @@ def load_prompts(
             f"its vocabulary of {vocab_size:,} is smaller than the tokenizer's ({tokenizer.name}, id {highest:,})",
             "choose a model with a larger vocabulary, or dataset.source=profile",
         )
-    return Prompts(token_ids, texts, source, detail, tokenizer, left_out)
+    return Prompts(token_ids, texts, source, detail, tokenizer, left_out, drawn.order)
 
 
-def _sample(available: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    if wanted > available:
-        warn(f"num_prompts={wanted:,}, but only {available:,} prompts are usable: all of them are used")
-    return rng.permutation(available)[:wanted]
-
-
-def _from_profile(dataset: DatasetConfig, wanted: int, rng: np.random.Generator, vocab_size: int) -> Prompts:
+def _from_profile(
+    dataset: DatasetConfig, wanted: int, rng: np.random.Generator, vocab_size: int, sample: str
+) -> Prompts:
     lengths, detail = read_profile(dataset.profile or dataset.name)
-    lengths = lengths[_sample(len(lengths), wanted, rng)]
+    if sample == "authors":
+        warn("sample=authors: a length profile has their draw, but not their texts")
+    drawn = draw(len(lengths), wanted, rng, sample)
+    lengths = lengths[drawn.chosen]
     if dataset.max_tokens:
         lengths = np.minimum(lengths, dataset.max_tokens)
     low = min(FIRST_ORDINARY_TOKEN, vocab_size - 1)
     token_ids = [rng.integers(low, vocab_size, length, dtype=np.int64) for length in lengths]
     for ids in token_ids:
         ids[0] = min(BEGIN_OF_SEQUENCE, vocab_size - 1)
-    return Prompts(token_ids, None, "profile", detail, None)
+    return Prompts(token_ids, None, "profile", detail, None, order=drawn.order)
 
 
 def shipped_profiles() -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """``encode`` maps texts to token ids, begin-of-sequence token included where the tokenizer has one."""
+    """``encode`` maps texts to token ids, begin-of-sequence token included where there is one; ``decode`` undoes it."""
 
     name: str
     vocab_size: int
     encode: Callable[[Sequence[str]], list[list[int]]]
+    decode: Callable[[Sequence[list[int]]], list[str]]
 
 
 def mistral_tokenizer() -> Tokenizer:
@@ -25,7 +26,7 @@ def mistral_tokenizer() -> Tokenizer:
     model_file = importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"
     processor = SentencePieceProcessor(model_file=str(model_file))
     encode = functools.partial(_encode_with_sentencepiece, processor)
-    return Tokenizer("mistral-7b-v0.1 (mistral-common)", processor.vocab_size(), encode)
+    return Tokenizer("mistral-7b-v0.1 (mistral-common)", processor.vocab_size(), encode, processor.decode)
 
 
 def model_tokenizer(path: str, revision: str | None) -> Tokenizer:
@@ -39,7 +40,8 @@ def model_tokenizer(path: str, revision: str | None) -> Tokenizer:
     loaded = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     if not loaded("a prompt").input_ids:
         raise ValueError(f"{path} holds a tokenizer that gives no tokens")
-    return Tokenizer(path, len(loaded), functools.partial(_encode_with_transformers, loaded))
+    return Tokenizer(path, len(loaded), functools.partial(_encode_with_transformers, loaded),
+                     functools.partial(loaded.batch_decode, skip_special_tokens=True))  # fmt: skip
 
 
 # Functions of the module, so that a plan with its tokenizer can be sent to another process.

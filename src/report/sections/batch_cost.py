@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ from ..cells import Column, Table, estimate, fixed, make_table, times
 from ..claims import against, close, decided, not_run, unlike
 from ..comparison import per_batch
 from ..plots import COLORS, finish_axes, titled
-from ..section import FAILS, Claim
+from ..section import CANNOT_TELL, FAILS, Claim
 from ..select import BASE, DATASETS, clean, one_kind, over
 from ..words import model_name
 
@@ -84,11 +83,10 @@ def claims(found: Found) -> list[Claim]:
         ratio = _over_alone(row, found)
         if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and ratio:
             # Of equal prompts every batch is the same: only repeats are draws.
-            told = replace(ratio, few=row.repeats < stats.FEW)
-            inverse = Interval(1 / told.value, 1 / told.high, 1 / told.low, told.few)
-            verdict, why = against([inverse], 0.5)
-            if verdict == FAILS:
-                why = f"one prompt keeps the device busy already: {row.device_name}"
+            inverse = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, row.repeats < stats.FEW)
+            verdict, _ = against([inverse], 0.5)
+            busy = f"one prompt keeps the device busy already: {row.device_name}"
+            why = {FAILS: busy, CANNOT_TELL: "its interval contains 2, or rests on too few repeats"}.get(verdict, "")
             apart = unlike(row, None, None)
             return [decided(text, rule, (verdict, why), times(ratio), published, apart, close(ratio, theirs))]
     return [not_run(text, rule, published)]

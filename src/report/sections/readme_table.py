@@ -77,7 +77,7 @@ def notes(found: Found) -> list[str]:
 def claims(found: Found) -> list[Claim]:
     """Prepacking's speedup."""
     text = "Prepacking prefills large batches of MMLU prompts more than twice as fast as full-batching"
-    rule = "the 95 % interval of the speedup lies above 2, below: it does not hold"
+    rule = "the 95 % interval of the speedup lies above 2; it does not if it lies below"
     theirs = _published_speedup(PACKED)
     published = f"{theirs:.2f}x"
     prefill = [methods[PACKED] for methods in found.values() if methods[PACKED].metric == "prefill"]
