@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import fail_for
+from conftest import TINY_OVERRIDES, fail_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from src import paper
 from src.cli import UserError
 from src.compose import compose
 from src.config import FAULT_NEEDS, FAULTS, Config
+from src.jobs import agenda
 from src.measure import faults, runner
 from src.measure import rows as summary
 from src.measure.plan import Plan, prepare
@@ -243,6 +244,17 @@ def test_sort_by_characters(tiny_config: MakeConfig, tmp_path: Path) -> None:
         assert plan.prompts.texts is not None
         first[name] = plan.prompts.texts[plan.methods[2].batches[0][0]]
     assert first == {"": texts[-1], "sort-by-characters": texts[0]}
+
+
+def test_an_experiment_leaves_out_the_fault_that_its_prompts_do_not_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [*TINY_OVERRIDES, "protocol=paper", f"results_dir={tmp_path}"]
+    runs = {"faults": [[*small, f"faults=[{name}]"] for name in ("divide-twice", "sort-by-characters")]}
+    (task,) = agenda.tasks_of(runs, None)
+    assert task.plans[0].faults == ("divide-twice",)
+    said = "note: faults: left out: faults: sort-by-characters needs prompts with text; use dataset=file"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_no_sync_reads_the_clock_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:

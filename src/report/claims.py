@@ -112,15 +112,22 @@ def most_alike(rows: Iterable[Row], **paper_settings: object) -> Row | None:
     return min(rows, key=place, default=None)
 
 
-def claims_table(sections: Iterable[Section]) -> str:
-    """The claims in the order of their sections, in Markdown, with the rule of each below the table."""
+def claims_table(sections: Iterable[Section], again: Iterable[Section] = ()) -> str:
+    """The claims in the order of their sections, in Markdown, with the rule of each below the table.
+
+    Args:
+        again: the same of a second run, with another seed, to stand beside them.
+    """
     claims = [claim for section in sections for claim in section.claims]
-    body = [
-        [f"{number}. {claim.text}", claim.verdict, claim.ours, claim.paper, claim.beside or "not comparable"]
-        for number, claim in enumerate(claims, start=1)
-    ]
+    second = {claim.text: claim for section in again for claim in section.claims}
+    body = []
+    for number, claim in enumerate(claims, start=1):
+        other = [second[claim.text].verdict, second[claim.text].ours] if second else []
+        figures = claim.beside or "not comparable"
+        body.append([f"{number}. {claim.text}", claim.verdict, claim.ours, *other, claim.paper, figures])
     rules = [f"{number}. {claim.judged()}" for number, claim in enumerate(claims, start=1)]
     alike = sorted({line for claim in claims for line in claim.unlike})
     said = f"Figures are not comparable where a run was not the paper's: {'; '.join(alike)}." if alike else ""
-    table = markdown(["Claim", "Verdict", "Here", "Paper", "Figures"], body)
+    seeds = ["Verdict, other seed", "Here, other seed"] if second else []
+    table = markdown(["Claim", "Verdict", "Here", *seeds, "Paper", "Figures"], body)
     return "\n\n".join(part for part in (table, "\n".join(rules), said) if part)
