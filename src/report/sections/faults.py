@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...config import FAULTS
+from ...config import REFERENCE
+from ...measure.faults import resolve
 from ...records.row import HOW, MACHINE, WORK, Row, key
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table
@@ -47,7 +48,8 @@ def table(found: Found) -> Table:
     """A row for each fault and method."""
     body = []
     for row, clean in found:
-        name = "all (reference)" if (row.faults or "").split() == list(FAULTS) else row.faults
+        every = " ".join(resolve([REFERENCE], row.protocol, row.metric))
+        name = f"all {len(every.split())} (reference)" if row.faults == every else row.faults
         line: dict[str, Any] = {"Fault": name, "Measured": f"{row.metric} {row.protocol}", "Method": label(row)}
         for column, heading in FIGURES.items():
             line[heading] = over(getattr(row, column), getattr(clean, column))
