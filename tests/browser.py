@@ -98,6 +98,18 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
 
+    def wait_until(self, expression: str) -> bool:
+        """True as soon as a JavaScript expression is; False if it is not within the time-out.
+
+        The page answers some events, a change of the address among them, only after the command that caused them.
+        """
+        until = time.monotonic() + TIMEOUT_S
+        while not self.evaluate(expression):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key where the focus is."""
         code = {"Enter": 13, "Tab": 9}[key]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -11,6 +13,13 @@ from src.prefilling.method import PHASES
 from src.records.row import Row
 from src.records.store import Record, sample_row
 from src.report.section import CANNOT_TELL, FAILS, HOLDS, Claim, Section, make, modules, name_of
+
+
+@pytest.fixture(autouse=True)
+def figures_closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
 
 SECTIONS = {name_of(module): module for module in modules()}
 
@@ -25,11 +34,13 @@ def a_record(method: str, seconds: Any = ((1.0,),), **columns: Any) -> Record:
         "loadbit": "none", "workload_fingerprint": "w", "comparison_id": "run", "seconds_per_batch_mean": table.mean(),
         "seconds_per_prompt_mean": table.sum(1).mean() / 64,
     }  # fmt: skip
+    if method != "full-batching" and known["status"] == "ok":
+        known["speedup_over_full_batching"] = 2.0  # as a run with full-batching has it
     row = Row(method=method, **known | columns)
     row.run_id = f"{method}-{row.comparison_id}-{row.dataset}-{row.batch_size}-{row.faults}-{row.status}"
     numbers = {"prompts": 1, "useful_tokens": 1, "computed_tokens": 1, "rows": 1}
     samples = [
-        sample_row(repeat, 0, batch, numbers, {}, value, PHASES)
+        sample_row(repeat, 0, batch, numbers, {"forward": value}, value, PHASES)
         for repeat, line in enumerate(table) for batch, value in enumerate(line)
     ]  # fmt: skip
     return Record(row, {}, {}, samples, [])
@@ -98,7 +109,7 @@ def test_growth_and_order_are_put_to_the_test() -> None:
     growing = [each for name, at in PUBLISHED_AT_16.items() for each in curve(name, (4, 1.2), (16, at))]
     growth, order = section_of("speedup_by_batch_size", growing).claims
     assert (growth.verdict, growth.ours) == (HOLDS, "mmlu: 1.20x at 4, 3.30x at 16")
-    assert (order.verdict, order.ours) == (HOLDS, "rank correlation 0.99, batches of 16")
+    assert (order.verdict, order.ours) == (HOLDS, "rank correlation 0.97, batches of 16")
     reverse = dict(zip(PUBLISHED_AT_16, reversed(PUBLISHED_AT_16.values()), strict=True))
     growth, order = section_of(
         "speedup_by_batch_size", [each for name, at in reverse.items() for each in curve(name, (4, 3.5), (16, at))]
@@ -174,7 +185,7 @@ def predicted(by_bins: float, by_slack: float, batches: int = 60) -> list[Record
 def test_which_predictor_is_better_is_told_by_resamples() -> None:
     assert only_claim("speedup_predictors", predicted(2, 0.2)).verdict == HOLDS
     assert only_claim("speedup_predictors", predicted(0.2, 2)).verdict == FAILS
-    assert only_claim("speedup_predictors", predicted(1, 1)).verdict == CANNOT_TELL
+    assert only_claim("speedup_predictors", predicted(0.8, 1)).verdict == CANNOT_TELL
     of_mmlu = [*predicted(2, 0.2)]
     for record in of_mmlu:
         record.row.dataset = "mmlu"

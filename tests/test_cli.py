@@ -226,8 +226,8 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
     assert "cpu scale on" in out
     assert re.search(r"\n  readme_table: 1 comparison, about \d+ s\n  generation: 1 comparison, about \d+ s\n", out)
     assert re.search(r"all of it, with the report: about \d+ s\n\n== readme_table\n", out)
-    for comparison in ("Prefill, paper", "TTFT, paper"):
-        assert f"{comparison} protocol: mmlu (real token lengths, random ids), llama-8m" in out
+    for metric, model in (("Prefill", "llama-8m"), ("TTFT", "llama-15m")):
+        assert f"{metric}, paper protocol: mmlu (real token lengths, random ids), {model}" in out
     report = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")
     assert "Generation goes on from the packed cache as from an ordinary one" in report
     assert (tmp_path / "report" / "report.html").is_file()

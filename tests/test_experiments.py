@@ -209,7 +209,7 @@ def test_no_verdict_turns_around_between_runs_whose_intervals_overlap(
 
 
 LIKE_THEIRS = Row(
-    model="llama2-1.3b", weights_source="hub", loadbit="4", dtype="float16", other_settings="numerics=authors",
+    model="llama2-1.3b", weights_source="hub", loadbit="4", dtype="float16", numerics="authors",
     dataset_source="hub", num_prompts=1000, batch_size=64, protocol="paper", device_name="NVIDIA RTX A6000",
 )  # fmt: skip
 
@@ -218,7 +218,7 @@ def test_figures_are_compared_only_where_everything_was_as_in_the_paper() -> Non
     assert unlike(LIKE_THEIRS, 64) == ()
     for column, value, name in (
         ("model", "llama-15m", "model"), ("weights_source", "random", "weights"), ("loadbit", "none", "bits"),
-        ("other_settings", None, "types and numerics"), ("dataset_source", "profile", "prompts"),
+        ("numerics", None, "types and numerics"), ("dataset_source", "profile", "prompts"),
         ("num_prompts", 64, "number of prompts"), ("batch_size", 32, "batch"), ("protocol", "modern", "protocol"),
         ("device_name", "NVIDIA H100", "device"),
     ):  # fmt: skip

@@ -173,7 +173,7 @@ def test_everything_that_computes_is_kept_apart(name: str, measure: Measure, tmp
 def test_the_authors_numerics_are_told_and_kept_apart(measure: Measure, tmp_path: Path) -> None:
     both = ("methods=[prepacking,full-batching]", "protocol=paper", "repeats=1")
     (ours, _), (theirs, _) = measure(*both), measure(*both, "numerics=authors")
-    assert (ours.row.other_settings, theirs.row.other_settings) == (None, "numerics=authors")
+    assert (ours.row.numerics, theirs.row.numerics, theirs.row.other_settings) == (None, "authors", None)
     assert (ours.row.attention, theirs.row.attention) == ("dense mask", "eager, float32 mask per bin")
     assert ours.row.status == theirs.row.status == "ok"
     assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 2
@@ -187,7 +187,7 @@ def test_the_authors_sample_is_theirs_by_name_and_is_kept_apart(tiny_config: Cal
         prepare(tiny_config("num_prompts=40", *more)) for more in ([], ["sample=authors"], ["sample=authors", "seed=1"])
     )
     (row,) = (record.row for record in to_records(Run(theirs), {}))
-    assert row.other_settings == "sample=authors"
+    assert (row.sample, row.other_settings) == ("authors", None)
     batches = [[batch.tolist() for batch in plan.shuffled] for plan in (ours, theirs, again)]
     assert batches[1] == batches[2] != batches[0]
     assert again.prompts.lengths.tolist() == theirs.prompts.lengths.tolist() != ours.prompts.lengths.tolist()

@@ -477,8 +477,8 @@ def test_a_browser_sorts_by_click_and_by_enter_and_opens_records(tab: browser.Br
     assert state()[0] == "ascending"
     target = tab.evaluate(f"document.querySelector('{table} .sources a').getAttribute('href')")
     tab.click(f"{table} .sources a")
-    assert tab.evaluate("location.hash") == target
-    assert tab.evaluate("document.querySelector(location.hash).open") is True
+    assert tab.wait_until(f"location.hash == {target!r}")
+    assert tab.wait_until("document.getElementById(location.hash.slice(1)).open")
     assert tab.trouble() == []
 
 

@@ -116,6 +116,8 @@ def identity(run: Run, outcome: Outcome) -> Row:
         weights_source=plan.source.weights,
         metric=c.metric,
         protocol=c.protocol,
+        numerics=None if c.numerics == "own" else c.numerics,
+        sample=None if c.sample == "own" else c.sample,
         packing=c.packing if method.rows == "bin" else None,
         forward=None if method.serves else "transformers" if c.protocol == "paper" else c.forward,
         max_tokens_per_forward=None if method.serves or c.protocol == "paper" else c.max_tokens_per_forward,

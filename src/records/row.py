@@ -58,6 +58,8 @@ class Row:
     weights_source: str = _origin("hub, local or random", "")
     metric: str = _work("prefill: prompts in, KV computed; ttft: prompts in, every first new token on the host", "")
     protocol: str = _work("paper: what the authors' code does; modern: identical work for all methods", "")
+    numerics: str | None = _work("authors: steps and types of the authors' code, under paper; none: ours")
+    sample: str | None = _work("authors: the prompts of their code, whatever the seed; none: drawn by the seed")
     packing: str | None = _way("bin-packing algorithm, for methods that pack")
     forward: str | None = _way("fused or transformers: what computes a batch; none: a serving engine of its own")
     max_tokens_per_forward: int | None = _way("a batch of more tokens is computed by parts; none: it never is")

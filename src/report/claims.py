@@ -18,7 +18,6 @@ from .words import MODELS
 
 CLOSE = 0.1  # figures are equal within this share of the paper's, or if the interval contains it
 NOTHING = "nothing was recorded for it"
-AUTHORS = "numerics=authors"
 
 
 def against(found: Sequence[Interval | None], bound: float) -> tuple[str, str]:
@@ -94,7 +93,7 @@ def unlike(
         "model": (row.model, " or ".join(MODELS[name] for name in models), row.model in models),
         "weights": (row.weights_source, "trained", row.weights_source != "random"),
         "bits": (row.loadbit, loadbit, row.loadbit == loadbit),
-        "types and numerics": (row.dtype, f"theirs, {AUTHORS}", AUTHORS in (row.other_settings or "")),
+        "types and numerics": (row.dtype, "theirs, numerics=authors", row.numerics == "authors"),
         "prompts": (row.dataset_source, "texts of the hub", row.dataset_source == "hub"),
         "number of prompts": (row.num_prompts, f"{num_prompts or 0:,}", num_prompts in {None, row.num_prompts}),
         "batch": (row.batch_size, batch_size, batch_size in {None, row.batch_size}),

@@ -33,7 +33,7 @@ class Entry:
 
 def anchor(kind: str, name: str, taken: set[str]) -> str:
     """An id that no other element of the page has."""
-    plain = wanted = f"{kind}-{re.sub(r'[^A-Za-z0-9-]+', '-', name)}"
+    plain = wanted = f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
     count = 1
     while wanted in taken:
         count += 1
