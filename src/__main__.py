@@ -13,6 +13,7 @@ COMMANDS = {
     "reproduce": "the paper's experiments and today's, then the report",
     "report": "tables, plots and one page of the records below a folder",
     "compare": "records of several machines, or of two versions on one",
+    "demo": "eight questions answered by a small real model, packed beside padded",
     "advise": "which method and batch size to use here, after a minute's calibration",
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -28,6 +30,7 @@ def register_schemas() -> None:
     """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
     OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("where_installed", where_installed, replace=True)
     OmegaConf.register_new_resolver("command_line", places.command_line, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
@@ -50,6 +53,11 @@ def _by_scale(gpu: Any, cpu: Any, *, _root_: Any) -> Any:
         has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device == "auto" else device.startswith("cuda")
         scale = "gpu" if has_gpu else "cpu"
     return gpu if scale == "gpu" else cpu
+
+
+def where_installed(package: str, here: Any, elsewhere: Any) -> Any:
+    """``${where_installed:package,value,other value}``: by whether a package that holds a GGUF file can be used."""
+    return here if all(importlib.util.find_spec(name) for name in (package, "gguf")) else elsewhere
 
 
 def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
@@ -81,6 +89,7 @@ def typed(composed: Any) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
     assert isinstance(config, Config)
     _name_own_model(config.model)
+    _take_paths(config.dataset)
     _name_own_dataset(config.dataset)
     if config.sample == "authors":  # only now, for these prompts are the paper's and bear the shipped name
         for name, value in (config.dataset.authors or {}).items():
@@ -112,12 +121,41 @@ def _name_own_model(model: ModelConfig) -> None:
     shipped = _shipped("model", model.name)
     if shipped and model.path and shipped.get("path") != model.path:
         model.name, model.architecture = _own_name("model", model.path), None
+        if model.weights == shipped.get("weights") == "package":
+            model.weights = "auto"  # those of the path
+    elif shipped and model.weights == "package" and model.package and shipped.get("package") != model.package:
+        model.name, model.architecture = _own_name("model", model.package), None
     elif shipped and model.architecture != shipped.get("architecture"):
         model.name = f"own-{model.name}"
 
 
+def _take_paths(dataset: DatasetConfig) -> None:
+    """Check what names files, and keep standard input, which can be read only once, in a file of this program's.
+
+    Raises:
+        UserError: neither a path nor a list of paths; or standard input is a terminal or empty.
+    """
+    path = dataset.path
+    if not (path is None or isinstance(path, str) or (isinstance(path, list) and path and all(
+        isinstance(each, str) for each in path
+    ))):  # fmt: skip
+        raise UserError("dataset.path", f"{path}", "give a path, a pattern, a list of either, or - for standard input")
+    if path == "-":
+        dataset.path = _standard_input()
+
+
+@functools.cache
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("dataset.path", "- is standard input, which is a terminal", "pipe prompts into it")
+    file = Path(_scratch()) / "standard-input"
+    with file.open("wb") as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+    return str(file)
+
+
 # Settings that make a dataset another one. Cutting its prompts (max_tokens) does not; the row says that they were cut.
-DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "profile")
+DATA = ("hub_id", "hub_config", "data_dir", "split", "text_field", "path", "turns", "profile", "shipped")
 
 
 def _name_own_dataset(dataset: DatasetConfig) -> None:
@@ -142,14 +180,20 @@ def _name_own_dataset(dataset: DatasetConfig) -> None:
     elif dataset.source == "auto" and "profile" in changed and "hub_id" not in changed:
         dataset.source = "profile"  # the profile was given for its own sake, not as the fallback of the shipped dataset
     # Settings that the source does not read change no prompt.
-    read = {"file": {"path", "text_field"}, "profile": {"profile"}}.get(dataset.source, set(DATA) - {"path", "profile"})
+    read = {"file": {"path", "text_field", "turns"}, "profile": {"profile"}, "shipped": {"shipped", "text_field"}}.get(
+        dataset.source, set(DATA) - {"path", "profile", "shipped"}
+    )
     if not changed & read:
         return
-    named_by = {"file": dataset.path, "profile": dataset.profile}.get(dataset.source, dataset.hub_id)
-    other = changed & {"path", "profile", "hub_id"} & read
+    path = dataset.path if isinstance(dataset.path, str) or not dataset.path else dataset.path[0]
+    named_by = {"file": path, "profile": dataset.profile, "shipped": dataset.shipped}.get(
+        dataset.source, dataset.hub_id
+    )
+    other = changed & {"path", "profile", "shipped", "hub_id"} & read
     dataset.name = _own_name("dataset", str(named_by)) if other else f"own-{dataset.name}"
-    if dataset.source != "profile" and dataset.profile == shipped.get("profile"):
-        dataset.profile = None
+    for instead in ("profile", "shipped"):  # what comes with the program is no stand-in for other prompts
+        if dataset.source != instead and getattr(dataset, instead) == shipped.get(instead):
+            setattr(dataset, instead, None)
 
 
 def _shipped(group: str, name: str) -> dict[str, Any] | None:

@@ -49,8 +49,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "forward": ("fused", "transformers"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "loadbit": ("none", "4", "8"),
-    "model.weights": ("auto", "hub", "random"),
-    "dataset.source": ("auto", "hub", "file", "profile"),
+    "model.weights": ("auto", "hub", "package", "random"),
+    "dataset.source": ("auto", "hub", "file", "shipped", "profile"),
+    "dataset.turns": ("all", "first", "last"),
     "scale": ("auto", "cpu", "gpu"),
     "device_map": ("auto", "sequential"),
 }
@@ -58,28 +59,32 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class ModelConfig:
-    """Where a causal language model comes from: a hub id or folder, or its published shape and random weights."""
+    """Where a causal language model comes from: a hub id, folder or file, or its published shape and random weights."""
 
     name: str = MISSING
-    path: str | None = None  # hub id or local folder
+    path: str | None = None  # hub id, local folder or local GGUF file
+    package: str | None = None  # installed Python package that holds the weights as a GGUF file
     revision: str | None = None  # hub commit, tag or branch; the commit it resolves to is recorded
-    weights: str = "auto"  # auto: hub, else random with a warning; hub: never falls back; random: no download
+    weights: str = "auto"  # auto: hub, else random with a warning; hub, package: never fall back; random: no download
     architecture: dict[str, Any] | None = None  # transformers' config fields, model_type among them
 
 
 @dataclass
 class DatasetConfig:
-    """Where prompts come from: a hub dataset, a local file, or a real dataset's token-length profile."""
+    """Where prompts come from: a hub dataset, local files, shipped texts, or a real dataset's token-length profile."""
 
     name: str = MISSING
-    source: str = "auto"  # auto: hub, else the profile with a warning; hub: never falls back; file, profile: no network
+    source: str = "auto"  # auto: hub, else what is shipped, with a note; hub: never falls back; others: no network
     hub_id: str | None = None
     hub_config: str | None = None
     data_dir: str | None = None
     split: str = "test"
     revision: str | None = None
-    text_field: str = "text"
-    path: str | None = None  # local jsonl, json, csv, parquet or txt
+    text_field: str | None = None  # the field that holds prompts; null: found by its name
+    path: Any = None  # a local file, a pattern, a list of either, or - for standard input
+    turns: str = "all"  # of a conversation: all user turns with what came before each; the first; the last
+    skip_bad: bool = False  # pass over records of a file that hold no prompt, and say how many
+    shipped: str | None = None  # real prompts that come with the program
     profile: str | None = None  # name of a shipped length profile, or path of a token_length,count CSV
     max_tokens: int | None = None  # cut prompts to this many tokens
     authors: dict[str, Any] | None = None  # what sample=authors sets: the split and folder that the authors draw from
@@ -158,6 +163,7 @@ def check(config: Config) -> None:
         "loadbit": config.loadbit,
         "model.weights": config.model.weights,
         "dataset.source": config.dataset.source,
+        "dataset.turns": config.dataset.turns,
         "scale": config.scale,
     }
     for setting, value in chosen.items():

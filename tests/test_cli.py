@@ -73,7 +73,7 @@ BAD_INPUT = [
     ("++bacth_size=4", "bacth_size: there is no such setting"),
     ("+model.wieghts=random", "model.wieghts: there is no such setting"),
     ("model.wieghts=random", "model.wieghts: there is no such setting"),
-    ("model.weights=local", "model.weights: unknown 'local'; choose one of auto, hub, random"),
+    ("model.weights=local", "model.weights: unknown 'local'; choose one of auto, hub, package, random"),
     ("model.weights=hub", "model.weights: hub, but tiny has no hub id"),
     ("model.path=./no-such-folder model.weights=hub", "model.path: there is no folder './no-such-folder'"),
     ("model.path=nobody/nothing model.revision=v1 model.weights=hub", "model.path: nobody/nothing@v1: HF_HUB_OFFLINE is set and"),
@@ -83,7 +83,7 @@ BAD_INPUT = [
     ("+model.architecture.num_hiden_layers=7", "model.architecture: a llama has no 'num_hiden_layers'"),
     ("model.architecture.model_type=lama", "model.architecture: the architecture 'lama' is not checked"),
     ("loadbit=4", "loadbit: 4-bit weights need sizes that are multiples of 64; this model's hidden_size is 32"),
-    ("dataset.source=magic", "dataset.source: unknown 'magic'; choose one of auto, hub, file, profile"),
+    ("dataset.source=magic", "dataset.source: unknown 'magic'; choose one of auto, hub, file, shipped, profile"),
     ("dataset.source=profile dataset.profile=nonsense", "dataset.profile: there is no 'nonsense'; choose one of alpaca"),
     ("dataset.source=profile dataset.profile={tmp}/table.csv", "dataset.profile: table.csv is not a length profile"),
     ("dataset=azure-code dataset.source=hub", "dataset.source: 'azure-code' is not on the hub"),
@@ -92,14 +92,14 @@ BAD_INPUT = [
     ("dataset=file dataset.source=file", "dataset.path"),
     ("dataset=file dataset.source=file dataset.path={tmp}/absent.jsonl", "dataset.path: there is no file"),
     ("dataset=file dataset.source=file dataset.path={tmp}/empty.jsonl", "dataset.path: 'empty.jsonl' is empty"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/notes.docx", "dataset.path: 'notes.docx' has an unknown ending"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/text.parquet", "dataset.path: 'text.parquet' is not what its ending"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/text.jsonl", "dataset.path: 'text.jsonl' is not what its ending"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/table.csv", "dataset.text_field: table.csv has no field 'text'; "
+    ("dataset=file dataset.source=file dataset.path={tmp}/notes.docx", "dataset.path: 'notes.docx' is a zip archive"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/text.parquet", "dataset.path: 'text.parquet' holds no prompts as it is"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/text.jsonl", "dataset.path: 'text.jsonl' holds no prompts as it is"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/table.csv dataset.text_field=text", "dataset.text_field: table.csv has no field 'text'; "
      "choose one of question, number"),
     ("dataset=file dataset.source=file dataset.path={tmp}/table.csv dataset.text_field=number", "dataset.text_field: 'number'"),
     ("dataset=file dataset.source=file dataset.path={tmp}/blank.txt", "dataset.path: all records of blank.txt are empty; check dataset.text_field"),
-    ("dataset=file dataset.source=file dataset.path={tmp}/commas.csv dataset.text_field=question", "dataset.path: 'commas.csv' is not what its ending says (line 3 has 3 fields separated by commas, the header 2"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/commas.csv dataset.text_field=question", "dataset.path: 'commas.csv' holds no prompts as it is (line 3: it has 3 fields separated by commas, the header 2"),
     ("dataset=mmlu dataset.source=profile dataset.path={tmp}/table.csv", "dataset.path: a file is named, but dataset.source=profile reads none; add dataset.source=file"),
     ("dataset.source=profile dataset.profile={tmp}/counts.csv", "dataset.profile: counts.csv is not a length profile (it counts 1,000,000,000,000 prompts"),
     ("results_dir={tmp}/words.txt/inside", "results_dir: cannot write to"),
@@ -114,7 +114,7 @@ BAD_INPUT = [
 @pytest.fixture
 def bad_files(tmp_path: Path) -> Path:
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "notes.docx").write_text("hello there", encoding="utf-8")
+    (tmp_path / "notes.docx").write_bytes(b"PK\x03\x04 and more")
     (tmp_path / "text.parquet").write_text("not parquet at all", encoding="utf-8")
     (tmp_path / "text.jsonl").write_text("just some\nlines of text\n", encoding="utf-8")
     (tmp_path / "table.csv").write_text("question,number\nWhat is it?,1\nWhy is it?,2\n", encoding="utf-8")
@@ -305,13 +305,10 @@ def test_output_that_the_terminal_has_no_letters_for_loses_nothing(tmp_path: Pat
     assert (tmp_path / "report" / "time_per_batch.png").is_file()
 
 
-def test_the_shared_real_questions_run_with_the_real_tokenizer(tmp_path: Path) -> None:
-    questions = ROOT.parent / "shared" / "data" / "mmlu_test_questions_1000.jsonl"
-    if not questions.is_file():
-        pytest.skip("the file of real MMLU questions is not on this machine")
-    done = command(
-        "src.run", "method=prepacking", "dataset=file", f"dataset.path={questions}", "dataset.text_field=question",
-        "num_prompts=32", "batch_size=16", "repeats=1", f"results_dir={tmp_path}",
-    )  # fmt: skip
+def test_the_shipped_real_questions_run_with_the_real_tokenizer(tmp_path: Path) -> None:
+    arguments = ("num_prompts=32", "batch_size=16", "repeats=1", "model=llama-8m", f"results_dir={tmp_path}")
+    done = command("src.run", "method=prepacking", "dataset=mmlu", *arguments)
     assert done.returncode == 0, done.stderr
+    assert "using the real prompts that come with the program" in done.stderr
+    assert "mmlu (shipped real texts), llama-8m" in done.stdout
     assert "| prepacking |" in done.stdout

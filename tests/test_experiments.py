@@ -74,10 +74,10 @@ def test_an_experiment_has_a_size_for_each_scale_and_a_smoke_run_of_a_few_prompt
     runs = sweep(name, [f"scale={scale}", "results_dir=nowhere"])
     first, last = (compose(one)[0] for one in (runs[0], runs[-1]))
     for config in (first, last):
-        assert config.model.name.startswith("llama-" if scale == "cpu" else ("llama2-", "mistral-"))
+        assert config.model.name.startswith(("llama-", "smollm2-") if scale == "cpu" else ("llama2-", "mistral-"))
         if scale == "cpu":
             assert config.num_prompts <= 480
-            assert config.dataset.source == "profile" or name in WITHOUT_A_PLACE
+            assert config.dataset.source in ("profile", "shipped") or name in WITHOUT_A_PLACE
     assert len(runs) == len({tuple(one) for one in runs})
     (one,) = small(runs)
     config, whole = compose(one)[0], first

@@ -35,7 +35,7 @@ from src.records.store import Record
 from src.report.build import build
 from src.report.sections import faults as section
 from src.workload.batches import shuffled_batches
-from src.workload.prompts import read_profile
+from src.workload.profiles import read_profile
 
 ALL = "methods=[prepacking,full-batching,length-ordered]"
 # What the experiment sets and a tiny model does without.

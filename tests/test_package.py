@@ -74,12 +74,12 @@ def elsewhere(tmp_path: Path) -> Path:
 def test_every_command_of_the_wheel_says_what_it_takes(installed: Path, elsewhere: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert set(scripts) == {"prepack"}
-    assert {line.split()[0] for line in succeed(installed / "prepack", "--help", cwd=elsewhere).splitlines()[2:7]} == {
+    assert {line.split()[0] for line in succeed(installed / "prepack", "--help", cwd=elsewhere).splitlines()[2:8]} == {
         *COMMANDS
     }
     for name in COMMANDS:
         said = succeed(installed / "prepack", name, "--help", cwd=elsewhere)
-        assert "results_dir" in said or name == "compare", name
+        assert "results_dir" in said or name in ("compare", "demo"), name
         assert f"prepack {name}" in said, name
     assert "usage" in succeed(installed / "python", "-m", "prepack_bench.report", "--help", cwd=installed)
     printed = succeed(installed / "python", "-c", "import prepack_bench as it; print(it.__file__)", cwd=installed)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.prefilling.packing import PACKINGS, Bins, first_fit_decreasing, lower_bound, optimal
-from src.workload.prompts import read_profile
+from src.workload.profiles import read_profile
 
 batches = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 

@@ -13,10 +13,11 @@ import pytest
 from src.cli import UserError
 from src.config import DatasetConfig
 from src.prefilling.packing import first_fit_decreasing
-from src.workload import files
 from src.workload.batches import fingerprint, length_ordered_batches, shuffled_batches
-from src.workload.prompts import PROFILE_DIR, Prompts, load_prompts, read_profile
+from src.workload.profiles import FOLDER, read_profile
+from src.workload.prompts import Prompts, load_prompts
 from src.workload.sample import draw
+from src.workload.sources import read_files
 from src.workload.tokenizer import mistral_tokenizer
 
 TEXTS = ["What is the capital of France?", "one", "Name three primes.", "", "Explain entropy, briefly.", "  two  "]
@@ -83,7 +84,7 @@ def test_a_row_that_does_not_fit_the_header_is_refused_by_its_line(
     """Where a reader shifts columns, the answers are measured in place of the questions."""
     path = tmp_path / "table.csv"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"dataset\.path: 'table\.csv' is not .*line {line}.*") as refused:
+    with pytest.raises(UserError, match=rf"dataset\.path: 'table\.csv' holds no prompts .*line {line}.*") as refused:
         of_file(path)
     assert counted in str(refused.value)
 
@@ -129,7 +130,7 @@ def test_other_fields_may_change_their_type_and_come_late(ending: str, tmp_path:
             path.write_text(json.dumps(records), encoding="utf-8")
         case "jsonl":
             path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    assert len(files.read_prompts(path, "question")) == 12_001
+    assert len(read_files(DatasetConfig("mine", path=str(path), text_field="question")).items) == 12_001
     assert len(of_file(path).token_ids) == 100
 
 
@@ -178,8 +179,8 @@ def test_a_profile_as_a_spreadsheet_writes_it(mark: str, tmp_path: Path) -> None
     [
         ("5,1000000000000", "it counts 1,000,000,000,000 prompts"),
         ("1000000000000,1", "a prompt of 1,000,000,000,000 tokens"),
-        ("5", "line 2 has 1 fields"),
-        ("5,3,", "line 2 has 3 fields"),
+        ("5", "line 2: it has 1 fields"),
+        ("5,3,", "line 2: it has 3 fields"),
     ],
 )
 def test_a_profile_that_no_memory_holds_is_refused_in_a_line(row: str, reason: str, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_without_a_hub_auto_takes_the_profile_and_hub_refuses(capsys: pytest.Cap
         load(dataset)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILE_DIR.glob("*.csv")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.csv")))
 def test_a_profile_gives_prompts_of_its_lengths(name: str) -> None:
     lengths, detail = read_profile(name)
     prompts = load(DatasetConfig(name, source="profile", profile=name), num_prompts=500, vocab_size=211)

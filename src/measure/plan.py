@@ -158,7 +158,7 @@ def prepare(config: Config) -> Plan:
         if source.path is None:
             return mistral_tokenizer()
         try:
-            return model_tokenizer(source.path, source.revision)
+            return model_tokenizer(source.path, source.revision, source.gguf)
         except Exception as error:  # the hub's library has many
             if source.weights == "hub" and hub.broke(error):
                 remedy = "use model.weights=random or a local folder"

@@ -109,6 +109,7 @@ def identity(run: Run, outcome: Outcome) -> Row:
         dataset=c.dataset.name,
         dataset_source=prompts.source,
         dataset_detail=prompts.detail,
+        dataset_form=prompts.form or None,
         dataset_max_tokens=c.dataset.max_tokens,
         model=c.model.name,
         model_detail=plan.source.detail,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,29 @@ def of_shape(architecture: Mapping[str, Any]) -> str:
 def of_folder(folder: Path, weights: bool = True) -> str:
     """Hex digits over a folder's config.json and, where asked for, its safetensors files, which its index may list.
 
-    Of a file larger than ``WHOLE`` its size, beginning, end and samples at equal distances count. The beginning has the
-    names, types and places of all tensors; another training of the same shape differs in nearly every sample.
-
     Raises:
         OSError: a file cannot be read.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors*")) if weights else ():
+    return _of_files(digest, sorted(folder.glob("*.safetensors*")) if weights else [])
+
+
+def of_file(file: Path) -> str:
+    """Hex digits over one file that holds a model whole.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _of_files(hashlib.sha256(), [file])
+
+
+def _of_files(digest: Any, files: Sequence[Path]) -> str:
+    """Hex digits over what was digested already and files of weights.
+
+    Of a file larger than ``WHOLE`` its size, beginning, end and samples at equal distances count. The beginning has the
+    names, types and places of all tensors; another training of the same shape differs in nearly every sample.
+    """
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\0".encode())
         with file.open("rb") as opened:
@@ -43,4 +58,4 @@ def of_folder(folder: Path, weights: bool = True) -> str:
             for place in range(SAMPLES + 1):
                 opened.seek((size - SAMPLE) * place // SAMPLES)
                 digest.update(opened.read(SAMPLE))
-    return digest.hexdigest()[:DIGITS]
+    return str(digest.hexdigest()[:DIGITS])

@@ -1,7 +1,9 @@
-"""Models: found on the hub or in a folder, or built at random from their published shape; in half, 8 or 4 bits."""
+"""Models: found on the hub, in a folder or a GGUF file, or random of a published shape; in half, 8 or 4 bits."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from .. import hub
 from ..cli import UserError, warn
 from ..config import ModelConfig
-from . import identity, split
+from . import gguf, identity, split
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
@@ -27,9 +29,10 @@ class ModelSource:
     """A model that was found but not loaded yet.
 
     Attributes:
-        weights: ``hub``, ``local`` or ``random``.
+        weights: ``hub``, ``local``, ``package`` or ``random``.
         detail: hub id and commit, folder name, or the shape's name and the seed's rule.
         path: what transformers loads it from, None for random weights without a path.
+        gguf: name of the file in the folder ``path`` that holds weights, shape and tokenizer; None for other formats.
         identity: hex digits that are the same for the same configuration and weights, whatever they are called.
     """
 
@@ -39,6 +42,7 @@ class ModelSource:
     path: str | None
     revision: str | None
     identity: str = ""
+    gguf: str | None = None
 
     @property
     def max_positions(self) -> int:
@@ -54,7 +58,13 @@ def find_model(model: ModelConfig) -> ModelSource:
             architecture is not among those that are checked.
         hub.GatedError: ``model.weights=hub`` and the licence was not accepted.
     """
-    local = bool(model.path) and Path(str(model.path)).expanduser().is_dir()
+    if model.weights == "package":
+        file, detail = gguf.in_package(model)
+        return _find_in_gguf(file, "package", detail)
+    place = Path(str(model.path)).expanduser() if model.path else None
+    if place and model.weights != "random" and gguf.is_gguf(place):
+        return _find_in_gguf(place, "local", f"file {place.name}")
+    local = place is not None and place.is_dir()
     if model.path and (model.architecture is None or model.weights != "random"):
         try:
             return _find_by_path(model, local)
@@ -107,6 +117,17 @@ def _find_by_path(model: ModelConfig, local: bool) -> ModelSource:
         problem = f"{path} holds no safetensors weights, and pickled ones, which can run code, are never loaded"
         raise UserError("model.path", problem, "name another revision or model, or use model.weights=random")
     return source
+
+
+def _find_in_gguf(file: Path, weights: str, detail: str) -> ModelSource:
+    gguf.check_reader()
+    try:
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # a file that was cut, or an architecture that transformers does not read from GGUF
+        raise _unloadable(error, str(file), local=True) from None
+    same = identity.of_file(file)
+    detail = f"{detail} sha256:{same}"
+    return _checked(ModelSource(config, weights, detail, str(file.parent), None, same, file.name))
 
 
 def _has_safetensors(path: str, revision: str | None) -> bool:
@@ -175,25 +196,30 @@ def load_model(
         options: dict[str, Any] = {"revision": source.revision} if source.weights == "hub" else {}
         if loadbit != "none":
             options["quantization_config"] = _quantization(loadbit, dtype, numerics)
+        if source.gguf:
+            options["gguf_file"] = source.gguf
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what is missing is reported below, in one line
+        # Turning a GGUF file into plain weights takes seconds, and has a progress bar for each of two steps.
+        quiet = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path,
-                dtype=dtype,
-                device_map=places,
-                attn_implementation=ATTENTION[numerics],
-                use_safetensors=True,  # never a pickle, which can run code
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
+            with quiet:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    source.path,
+                    dtype=dtype,
+                    device_map=places,
+                    attn_implementation=ATTENTION[numerics],
+                    use_safetensors=True,  # never a pickle, which can run code
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **options,
+                )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             if "ignore_mismatched_sizes" in str(error):
                 error = ValueError("its tensors have other shapes than its config.json says")
-            raise _unloadable(error, source.path, source.weights == "local", source.revision) from None
+            raise _unloadable(error, source.path, source.weights != "hub", source.revision) from None
         finally:
             transformers.logging.set_verbosity(verbosity)
         model, loading = loaded
@@ -258,6 +284,9 @@ def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -
     """
     if loadbit == "none":
         return
+    if source.gguf:
+        problem = f"{source.gguf} is turned into plain weights as it is read, and these are not quantized again"
+        raise UserError("loadbit", problem, "use loadbit=none, or a folder of safetensors")
     # It would log a line per layer and batch for inputs in other types than float16, within the timed span.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if device.type != "cuda" or torch.cuda.is_initialized():

@@ -8,8 +8,8 @@ from ..config import Config
 from ..prefilling.methods import method_of
 from ..records.row import Row
 from ..records.store import Record
+from ..workload import profiles
 from ..workload.files import named
-from ..workload.prompts import MADE_UP, shipped_profiles
 from .cells import WIDEST
 
 MODELS = {
@@ -47,9 +47,11 @@ def told_apart(row: Row) -> str:
 
 def _source(row: Row) -> str:
     if row.dataset_source == "profile":
-        known = {f"profile {name} ": "made-up" if name in MADE_UP else "real" for name in shipped_profiles()}
+        known = {f"profile {name} ": "made-up" if name in profiles.MADE_UP else "real" for name in profiles.shipped()}
         kind = next((kind for start, kind in known.items() if row.dataset_detail.startswith(start)), "given")
         return f"{kind} token lengths, random ids"
+    if row.dataset_source == "shipped":
+        return "shipped real texts"
     return f"file {named(row.dataset_detail)}" if row.dataset_source == "file" else "hub"
 
 

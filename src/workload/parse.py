@@ -1,0 +1,186 @@
+"""Turns a file's bytes into records: of JSON, tables, parquet, or lines of text, found by what it holds.
+
+A row that does not fit is refused with the number of its line: a reader that guesses would measure the text of another
+column without a word.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import files
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+TABLES = (".csv", ".tsv")
+JSON = (".json", ".jsonl", ".ndjson")
+LISTS = ("data", "rows", "records", "prompts", "requests", "examples", "instances", "train", "test")
+csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the 131,072 characters that csv allows by itself
+
+OnBad = Callable[[str, str], None]  # told of a record that is none: where it is, and why; it may raise
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A file's records.
+
+    Attributes:
+        values: dictionaries by the names of fields; or texts, or lists, where records have no names.
+        places: where each stands: ``line 3``.
+        names: of all fields, also of those that were not read.
+    """
+
+    values: list[Any]
+    places: list[str]
+    names: list[str]
+
+
+def parse(content: bytes, name: str, ending: str, known: Collection[str], field: str | None, on_bad: OnBad) -> Parsed:
+    """The records of a file.
+
+    Args:
+        ending: ``.csv``; it decides only what the content leaves open.
+        known: names of fields that hold something of use, in lower case.
+        field: the one that was asked for.
+
+    Raises:
+        ValueError: it is neither of the formats, and why.
+    """
+    if content.startswith(b"PAR1"):
+        return _parquet(content, known, field)
+    if ending == ".parquet":
+        raise ValueError("it does not begin as parquet does")
+    text = files.decoded(content, name)
+    if ending in JSON or _begins_as_json(text):
+        return _json(text, on_bad)
+    if ending in TABLES or _begins_as_table(text, known):
+        return _table(text, field, on_bad)
+    lines = text.removesuffix("\n").split("\n")
+    return Parsed([line.rstrip("\r") for line in lines], [f"line {n}" for n in range(1, len(lines) + 1)], [])
+
+
+def _begins_as_json(text: str) -> bool:
+    """Whether it is one list or object, or its first line is; prompts may begin with a bracket, too."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    for part in (text.lstrip().split("\n", 1)[0], text):
+        try:
+            return isinstance(json.loads(part), (dict, list))
+        except (ValueError, RecursionError):
+            continue
+    return False
+
+
+def _begins_as_table(text: str, known: Collection[str]) -> bool:
+    first = text.lstrip("\r\n").split("\n", 1)[0].strip()
+    cells = max((next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS), key=len)
+    return len(cells) > 1 and any(cell.strip().lower() in known for cell in cells)
+
+
+def _json(text: str, on_bad: OnBad) -> Parsed:
+    """One list of records, one object that holds such a list, or records one a line."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return _json_lines(text, on_bad)
+    if isinstance(whole, dict):
+        whole = next((whole[key] for key in LISTS if isinstance(whole.get(key), list) and len(whole) == 1), [whole])
+    if isinstance(whole, list) and whole and all(type(each) is int for each in whole):
+        whole = [whole]  # a line of token ids
+    if not isinstance(whole, list):
+        raise ValueError("it holds no records")
+    return _named(whole, [f"record {number}" for number in range(1, len(whole) + 1)])
+
+
+def _json_lines(text: str, on_bad: OnBad) -> Parsed:
+    values, places = [], []
+    for number, line in enumerate(text.split("\n"), 1):  # a line of JSON may hold U+2028, at which splitlines splits
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+            places.append(f"line {number}")
+        except (ValueError, RecursionError) as error:
+            on_bad(f"line {number}", _reason(error))
+    return _named(values, places)
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else f"no JSON ({error})"
+
+
+def _named(values: list[Any], places: list[str]) -> Parsed:
+    names = dict.fromkeys(itertools.chain.from_iterable(value for value in values if isinstance(value, dict)))
+    return Parsed(values, places, list(names))
+
+
+def _parquet(content: bytes, known: Collection[str], field: str | None) -> Parsed:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        names = parquet.read_schema(io.BytesIO(content)).names
+        wanted = [name for name in names if name == field or name.lower() in known]
+        values = parquet.read_table(io.BytesIO(content), columns=wanted).to_pylist() if wanted else []
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+    return Parsed(values, [f"record {number}" for number in range(1, len(values) + 1)], names)
+
+
+def _table(text: str, field: str | None, on_bad: OnBad) -> Parsed:
+    header, rows = read_table(text, field or "", on_bad)
+    values, places = [], []
+    for line, cells in rows:
+        values.append({name: cell or None for name, cell in zip(header, cells, strict=True)})
+        places.append(f"line {line}")
+    return Parsed(values, places, header)
+
+
+def refuse(place: str, reason: str) -> None:
+    """What is done with a record that is none, unless it shall be passed over."""
+    raise ValueError(f"{place}: {reason}")
+
+
+def read_table(text: str, wanted: str, on_bad: OnBad = refuse) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """A table's header and its rows with their lines, separated by commas, semicolons or tabs, as the header shows.
+
+    Args:
+        wanted: a column that is looked for: of the separators, that one is taken by which the header has it.
+
+    Raises:
+        ValueError: no header, or a name in it twice; among the rows, quotes that do not close. Where a row has more or
+            fewer fields than the header, ``on_bad`` is told.
+    """
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    headers = {mark: next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS}
+    mark = max(SEPARATORS, key=lambda mark: (wanted in headers[mark], len(headers[mark])))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    header = next((cells for cells in lines if cells), [])
+    if not header:
+        raise ValueError("it has no header")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise ValueError(f"two columns are named '{twice[0]}'")
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        began = lines.line_num + 1
+        while True:
+            try:
+                cells = next(lines)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(f"line {began}: {error}") from None
+            if cells and len(cells) != len(header):
+                counted = f"it has {len(cells)} fields separated by {SEPARATORS[mark]}, the header {len(header)}"
+                on_bad(f"line {began}", f"{counted}: quote texts that hold any")
+            elif cells:
+                yield began, cells
+            began = lines.line_num + 1
+
+    return header, rows()
