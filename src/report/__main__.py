@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cli import guarded, parse_arguments
+from ..cli import UserError, guarded, parse_arguments
+
+FORMATS = ("page", "json")
 
 
 @dataclass
@@ -16,14 +18,21 @@ class ReportSettings:
 
     results_dir: str = field(default="results", metadata={"help": "folder that holds records, at any depth"})
     out_dir: str | None = field(default=None, metadata={"help": "where to write; default <results_dir>/report"})
+    format: str = field(
+        default="page",
+        metadata={"help": "page: page, tables and plots; json: these, and benchmark.json and vllm-bench.json"},
+    )
 
 
 def main() -> None:
     """Read the arguments, write the report, print where it is."""
     settings = parse_arguments(ReportSettings, "report", sys.argv[1:])
+    if settings.format not in FORMATS:
+        raise UserError("format", f"unknown '{settings.format}'", f"choose one of {', '.join(FORMATS)}")
     from .build import build  # after --help: pandas and matplotlib take a second
 
-    written = build(Path(settings.results_dir), Path(settings.out_dir) if settings.out_dir else None)
+    out_dir = Path(settings.out_dir) if settings.out_dir else None
+    written = build(Path(settings.results_dir), out_dir, exports=settings.format == "json")
     print(written[0].read_text(encoding="utf-8"))
     print("\n".join(map(str, written)))
 

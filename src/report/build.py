@@ -16,6 +16,7 @@ from ..records.store import Record, read_all
 from . import page, plots, words
 from .cells import as_markdown
 from .comparison import comparison_table, phase_table
+from .export import write_exports
 from .section import Section, make, modules
 
 OTHERS = "others"  # the section of measurements that are of no experiment; there is none where there are none
@@ -27,10 +28,13 @@ RATIOS = (
 )
 
 
-def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
+def build(results_dir: Path, out_dir: Path | None = None, exports: bool = False) -> list[Path]:
     """Write the report of all records below ``results_dir`` and return the files, summary.md first.
 
     A folder that holds records of several machines gets a report of each machine's below ``report/<machine>/``.
+
+    Args:
+        exports: also write the records for other tools.
 
     Raises:
         UserError: no folder, no readable record in it, or the report cannot be written.
@@ -50,6 +54,8 @@ def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir) as folder:
             draft = Path(folder)
             _write(records, results_dir, draft, out_dir)
+            if exports:
+                write_exports(records, draft)
             written = []
             for file in sorted(draft.iterdir(), key=lambda file: (file.name != "summary.md", file.name)):
                 if file.is_dir():  # one of several machines'
