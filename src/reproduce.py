@@ -34,6 +34,7 @@ class ReproduceSettings:
     seed: int = field(default=0, metadata={"help": "of the prompts drawn, their order and random weights"})
     smoke: bool = field(default=False, metadata={"help": "of each experiment one comparison of a few prompts"})
     launcher: str = field(default="here", metadata={"help": "here, or slurm: a job for each comparison"})
+    open: bool = field(default=False, metadata={"help": "open the report's page in a browser at the end"})
     slurm: dict[str, Any] | None = field(
         default=None, metadata={"help": "slurm.partition=gpu …: what configs/hydra/launcher/slurm.yaml has"}
     )
@@ -60,8 +61,8 @@ def main() -> int:
 
     asked = (names, settings.scale, settings.results_dir, settings.smoke, settings.seed)
     if settings.launcher == "slurm":
-        return reproducing.on_cluster(*asked, settings.slurm or {})
-    return reproducing.here(*asked, settings.minutes, STARTED_S)
+        return reproducing.on_cluster(*asked, settings.slurm or {}, settings.open)
+    return reproducing.here(*asked, settings.minutes, STARTED_S, settings.open)
 
 
 def _names(settings: ReproduceSettings) -> Sequence[str]:

@@ -176,6 +176,11 @@ def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
         "Max util, std over repeats (%)", "Mean util, std over repeats (%)", "ms / prompt", "Speedup over full-batching",
     ]  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 3
+    *_, answer, in_order, doubts, records = out.splitlines()
+    assert re.match(r"prepacking takes \d+ % of the time of full-batching: \d+\.\d\dx", answer)
+    assert "; it computes " in answer
+    assert in_order.startswith("per prompt: ")
+    assert records == f"records: {tmp_path}" or doubts.startswith("INVALID")
 
 
 def test_multirun_sweeps_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
@@ -234,8 +239,19 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
     records = [path for path in tmp_path.iterdir() if (path / "record.json").is_file()]
     assert len(records) == 6
     (records[0] / "record.json").unlink()
-    code, out, _ = call(reproduce.main, *arguments)
+    report_folder = tmp_path / "report"
+    told = [
+        r"  not run        Prepacking takes larger batches than full-batching .* \(paper: up to 16x\)\n",
+        r"  holds          Generation goes on from the packed cache as from an ordinary one: \d+ tokens",
+        r"\nWhat prepacking is worth here.*\n  over full-batching  .*\n  over others  .*\n  in memory  .*\n\n",
+        rf"\npage: {report_folder}/report.html\nfiles: \d+ tables and figures \(CSV, MD, TEX, PNG, SVG\) in {report_folder}\n$",
+    ]
+    assert [pattern for pattern in told if not re.search(pattern, out)] == []
+    opened: list[Path] = []
+    monkeypatch.setattr("src.jobs.reproducing.open_page", opened.append)
+    code, out, _ = call(reproduce.main, *arguments, "open=true")
     assert code == 0
+    assert opened == [report_folder / "report.html"]
     assert out.count(": 1 comparison, about") == 1
     assert out.count(": 1 comparison, 1 of them recorded already\n") == 1
 
@@ -296,6 +312,7 @@ def test_output_that_the_terminal_has_no_letters_for_loses_nothing(tmp_path: Pat
         env=os.environ | {"PYTHONIOENCODING": "latin-1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode("latin-1")
+    assert not re.search(rb"[\r\x1b]", done.stdout + done.stderr)  # of a line that only a terminal redraws
     assert "| prepacking " in done.stdout.decode("latin-1")
     reported = subprocess.run(
         [sys.executable, "-m", "src.report", f"results_dir={tmp_path}"], cwd=ROOT, capture_output=True, timeout=120,

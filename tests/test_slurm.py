@@ -65,8 +65,8 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     results = tmp_path / "results"
 
     monkeypatch.setattr(cluster, "LATE_SECONDS", 1)  # its disk is not shared
-    whole_report = reproducing.build
-    monkeypatch.setattr(reproducing, "build", lambda results: [results])
+    whole_report = reproducing.finish
+    monkeypatch.setattr(reproducing, "finish", lambda results: ("", results))
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -101,7 +101,7 @@ def test_a_sweep_goes_on_after_ctrl_c_and_after_a_jobs_death(
     assert not list(results.glob(".tmp-*"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(reproducing, "build", whole_report)
+        patched.setattr(reproducing, "finish", whole_report)
         code, out, _ = call(reproduce.main, *swept)
     after = written(results)
     assert code == 0, out

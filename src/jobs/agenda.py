@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import terminal
 from ..cli import UserError, warn
 from ..compose import compose
 from ..measure.plan import Plan, prepare
+from ..records import store as records
+from ..records.row import Row
+from ..report.answer import in_short
 from .apart import BROKEN_OFF, run_apart
 from .duration import in_words
 from .experiments import priority_of
 from .forecast import Clock, Forecast
 from .largest_batch import OutOfTime, search
 from .largest_batch import seconds as seconds_of_search
+from .progress import Progress
 
 OVERTIME = 0.15  # a comparison may exceed the given minutes by this share of them before it is ended
 NAMED = 4  # so many of the comparisons that are left out are listed, per experiment
@@ -107,6 +113,14 @@ class _BrokenOff(Exception):
 
 def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock) -> tuple[int, list[Task]]:
     """Measure what fits into the time, the most telling first. Returns the worst exit code and what was left out."""
+    progress = Progress([task.experiment for task in new])
+    with progress.drawn():
+        return _measure(new, results_dir, forecast, clock, progress)
+
+
+def _measure(
+    new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock, progress: Progress
+) -> tuple[int, list[Task]]:
     worst, waiting, left_out, said = 0, list(new), list[Task](), ""
 
     def fits(plan: Plan) -> bool:
@@ -114,16 +128,27 @@ def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock
 
     def measured(plan: Plan) -> None:
         nonlocal worst, said
-        if task.experiment != said:
-            print(f"\n== {task.experiment}", flush=True)
-            said = task.experiment
-        print(flush=True)
+        if not terminal.quiet():
+            heading = [] if task.experiment == said else ["", f"== {task.experiment}"]
+            terminal.say(*heading, "")
+        said = task.experiment
         worst = max(worst, _run(plan, forecast, clock))
+        rows = _rows(plan)
+        progress.came_out(in_short(rows) if rows else "nothing")
+        if terminal.quiet() and not task.searches:  # where memory runs out is what a search looks for
+            for row in rows:
+                if row.status not in {"ok", "skipped"}:
+                    warn(f"{row.run_id}: {row.status}, {row.status_reason}")
+
+    def after() -> float:
+        all_s = sum(estimate(other, forecast) for other in waiting) + forecast.report_s
+        return min(all_s, max(0.0, clock.left_s - task.estimated_s))
 
     while waiting:
         # With a time limit, the cheapest of equal priority come first, so that more fit; else they keep their order.
         task = min(waiting, key=lambda task: (task.priority, task.estimated_s if clock.ends else 0))
         waiting.remove(task)
+        progress.begins(task.experiment, task.estimated_s, after)
         try:
             if task.searches:
                 search(task.overrides, results_dir, fits, measured)
@@ -136,10 +161,19 @@ def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock
         except _BrokenOff as ended:
             left_out.append(task)
             taken, was = in_words(ended.seconds), in_words(task.estimated_s)
-            print(f"broken off after {taken}: it was estimated to take {was}, and the time is over", flush=True)
+            terminal.say(f"broken off after {taken}: it was estimated to take {was}, and the time is over")
     for task in left_out:
         task.estimated_s = estimate(task, forecast)
     return worst, left_out
+
+
+def _rows(plan: Plan) -> list[Row]:
+    """What is recorded of a comparison, failures too."""
+    found = []
+    for each in plan.methods:
+        with contextlib.suppress(ValueError):  # it ended before it could write a row, and printed why
+            found.append(records.read(plan.results_dir / plan.run_id(each.method)).row)
+    return found
 
 
 def _run(plan: Plan, forecast: Forecast, clock: Clock) -> int:

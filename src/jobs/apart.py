@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import places
+from .. import places, terminal
 from ..cli import SHOW_TRACEBACK, recorded, warn
 from ..compose import register_schemas
 from ..config import Config, as_dict
@@ -144,7 +144,8 @@ class Template:
         packed = pending.with_name("plan.pickle") if plan else None
         if packed:
             packed.write_bytes(pickle.dumps(plan))
-        task = {"config": as_dict(config), "pending": str(pending), "plan": packed and str(packed)}
+        task = {"config": as_dict(config), "pending": str(pending), "plan": packed and str(packed),
+                "progress": terminal.progress_shown()}  # fmt: skip
         with contextlib.suppress(BrokenPipeError):  # wait() finds out
             self._pipe.write(json.dumps(task) + "\n")
             self._pipe.flush()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .. import terminal
 from ..cli import UserError
 from ..compose import compose
 from ..config import Config
@@ -73,7 +74,7 @@ def search(
             return _status(config, results_dir, may_start, measure)
 
         fits, fails = walk(first.batch_size, status_of)
-        print(f"largest batch of {method}: {fits}" + (f" ({fails} fails)" if fails <= MOST else ""), flush=True)
+        terminal.say(f"largest batch of {method}: {fits}" + (f" ({fails} fails)" if fails <= MOST else ""))
         found[method] = fits
     return found
 

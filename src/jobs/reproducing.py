@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..measure.machine import device_name, machine_slug, pick_device
+from ..opening import open_page
 from ..records import store
-from ..report.build import RATIOS, build
+from ..report.build import RATIOS, report_on
 from ..report.comparison import ratio_table
+from ..report.ending import ending, terminal_width
 from . import agenda, cluster
+from .duration import in_words
 from .experiments import small, sweep
 from .forecast import Clock, Forecast
 from .largest_batch import search
@@ -28,8 +31,11 @@ def here(
     seed: int,
     minutes: float | None,
     began_s: float,
+    opens: bool,
 ) -> int:
-    """Plan all runs, say what they will take, measure them, write the report. 1 where a method failed.
+    """Plan all runs, say what they will take, measure them, write the report, say what it says.
+
+    Returns 1 where a method failed.
 
     Args:
         names: of the experiments.
@@ -39,6 +45,7 @@ def here(
         seed: of every comparison.
         minutes: None for as long as it takes.
         began_s: when the program began, by ``time.monotonic``.
+        opens: whether the report's page is opened in a browser.
     """
     clock = Clock(None if minutes is None else 60 * minutes, began_s)
     device = pick_device("cuda" if scale == "gpu" else "cpu" if scale == "cpu" else "auto")
@@ -61,19 +68,36 @@ def here(
     if left_out and next(store.read_all(folder), None) is None:
         print("\nno report: nothing is recorded yet; give more minutes")
         return 1
+    print(f"\nwriting the report: about {in_words(forecast.report_s)}", flush=True)
     report_began_s = time.monotonic()
-    print("\nreport:", *build(folder), sep="\n  ")
+    said, page = finish(folder)
     forecast.report_took(time.monotonic() - report_began_s)
+    print(f"\n{said}", flush=True)
+    if opens:
+        open_page(page)
     return worst
 
 
+def finish(folder: Path) -> tuple[str, Path]:
+    """Write the report of a folder: what is said last, and where the page is."""
+    report = report_on(folder)
+    return ending(report, terminal_width()), report.page(report.newest)
+
+
 def on_cluster(
-    names: Sequence[str], scale: str, results_dir: str | None, smoke: bool, seed: int, chosen: Mapping[str, Any]
+    names: Sequence[str],
+    scale: str,
+    results_dir: str | None,
+    smoke: bool,
+    seed: int,
+    chosen: Mapping[str, Any],
+    opens: bool,
 ) -> int:
     """The same on the nodes of a SLURM cluster: this machine submits, waits, and writes the report.
 
     Args:
         chosen: settings of the launcher.
+        opens: whether the report's page is opened in a browser.
     """
     partition, has_gpus = cluster.partition(chosen)
     # This machine's own devices and name say nothing of the nodes that will measure.
@@ -83,7 +107,10 @@ def on_cluster(
     print(f"{scale} scale in SLURM's partition {partition}; records and report: {folder}", flush=True)
     runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke, seed)
     worst = cluster.measure(cluster.tasks(runs, "" if smoke else SEARCHED, folder), folder, launcher, search)
-    print("\nreport:", *build(folder), sep="\n  ")
+    said, page = finish(folder)
+    print(f"\n{said}", flush=True)
+    if opens:
+        open_page(page)
     return worst
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from .. import terminal
 from ..cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_is, report
 from ..config import Config
 
@@ -74,21 +75,25 @@ def main() -> int:
     return 0
 
 
-def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | None) -> int:
+def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | None, progress: bool) -> int:
     """In the fork: measure, and write down what went wrong.
 
     Args:
         plan: a file with the pickled plan, where the parent has made it.
+        progress: whether the program that asks for it draws a line of progress meanwhile.
     """
     typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), config))
     assert isinstance(typed, Config)
     limit_memory(typed.memory_limit_mb)
     path = Path(pending)
     try:
-        return int(measure(typed, pickle.loads(Path(plan).read_bytes()) if plan else None, path))
+        with terminal.progress_line(progress):
+            return int(measure(typed, pickle.loads(Path(plan).read_bytes()) if plan else None, path))
     except BAD_INPUT as error:
         return report(error)
     except Exception as error:
+        with terminal.progress_line(progress):
+            terminal.make_room()
         traceback.print_exc()
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))

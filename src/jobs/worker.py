@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from .. import terminal
 from ..config import Config
 from ..hub import GatedError
 from ..measure import gpus
@@ -16,6 +17,7 @@ from ..measure.rows import failed_before_planning, to_records
 from ..measure.runner import measure
 from ..records import store
 from ..records.store import Record
+from ..report.answer import of_run
 from ..report.comparison import comparison_table
 from ..report.words import title
 from .duration import in_words
@@ -23,7 +25,9 @@ from .forecast import Forecast
 
 
 def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | None = None) -> int:
-    """Measure one configuration and print its table. Returns 0, or 1 where a method failed.
+    """Measure one configuration and print its table and its answer. Returns 0, or 1 where a method failed.
+
+    Below a line of progress nothing is printed: it says what came out.
 
     Args:
         plan: the configuration's plan, where another process has made it already.
@@ -38,11 +42,13 @@ def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | 
         raise
     if pending:
         write_pending(pending, plan.results_dir, to_records(Run(plan), manifest(plan.device)))
-    if config.rerun or plan.recorded() is None:
+    if (config.rerun or plan.recorded() is None) and not terminal.quiet():
         time = in_words(Forecast(plan.results_dir).seconds(plan))
-        print(f"measuring {', '.join(config.compared_methods)}: about {time}", flush=True)
+        terminal.say(f"measuring {', '.join(config.compared_methods)}: about {time}")
     rows = [record.row for record in measure(plan)]
-    print(f"\n{title(rows[0])}\n\n{comparison_table(rows)}\n\nrecords: {plan.results_dir}", flush=True)
+    if not terminal.quiet():
+        table = f"{title(rows[0])}\n\n{comparison_table(rows)}"
+        terminal.say("", table, "", *of_run(rows), f"records: {plan.results_dir}")
     return int(any(row.status not in {"ok", "skipped"} for row in rows))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
-import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .. import terminal
 from ..cli import UserError, warn
 from ..prefilling import split
 from ..prefilling.engines import make_engine, start_serving
@@ -155,7 +155,10 @@ def _time(run: Run, counters: Counters) -> None:
         total=(c.warmup + c.repeats) * batches,
         desc=f"{c.metric} {c.protocol}",
         unit="batch",
-        mininterval=0.5 if sys.stderr.isatty() else 20,
+        mininterval=0.5,
+        leave=False,
+        # A log of a run has no use for a line that is redrawn, and of two such lines one would write over the other.
+        disable=True if terminal.progress_shown() else None,
     )
     with bar, Sampler(counters, c.sampler_interval_s) as sampler:
         repeat = -c.warmup - 1

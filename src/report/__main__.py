@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cli import UserError, guarded, parse_arguments
+from ..opening import open_page
 
 FORMATS = ("page", "json")
 
@@ -22,6 +23,7 @@ class ReportSettings:
         default="page",
         metadata={"help": "page: page, tables and plots; json: these, and benchmark.json and vllm-bench.json"},
     )
+    open: bool = field(default=False, metadata={"help": "open the page in a browser"})
 
 
 def main() -> None:
@@ -29,12 +31,14 @@ def main() -> None:
     settings = parse_arguments(ReportSettings, "report", sys.argv[1:])
     if settings.format not in FORMATS:
         raise UserError("format", f"unknown '{settings.format}'", f"choose one of {', '.join(FORMATS)}")
-    from .build import build  # after --help: pandas and matplotlib take a second
+    from .build import report_on  # after --help: pandas and matplotlib take a second
 
     out_dir = Path(settings.out_dir) if settings.out_dir else None
-    written = build(Path(settings.results_dir), out_dir, exports=settings.format == "json")
-    print(written[0].read_text(encoding="utf-8"))
-    print("\n".join(map(str, written)))
+    report = report_on(Path(settings.results_dir), out_dir, exports=settings.format == "json")
+    print(report.files[0].read_text(encoding="utf-8"))
+    print("\n".join(map(str, report.files)))
+    if settings.open:
+        open_page(report.page(report.newest))
 
 
 command = functools.partial(guarded, main)

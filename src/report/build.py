@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import UserError
@@ -28,8 +29,51 @@ RATIOS = (
 )
 
 
-def build(results_dir: Path, out_dir: Path | None = None, exports: bool = False) -> list[Path]:
-    """Write the report of all records below ``results_dir`` and return the files, summary.md first.
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        folder: that it is in.
+        files: summary.md first; a folder where it is one of several machines'.
+        records: that are shown: of the same work measured several times those of one run.
+        machines: by run id, what each was measured on.
+        sections: by machine.
+    """
+
+    folder: Path
+    files: list[Path]
+    records: list[Record]
+    machines: dict[str, str]
+    sections: dict[str, list[Section]]
+
+    @property
+    def newest(self) -> str:
+        """The machine that was measured last."""
+        return self.machines[max(self.records, key=lambda record: record.row.created_at).row.run_id]
+
+    @property
+    def every_file(self) -> list[Path]:
+        """All files, those of each machine among them."""
+        below = [file.rglob("*") if file.is_dir() else [file] for file in self.files]
+        return [file for files in below for file in files if file.is_file()]
+
+    def records_of(self, machine: str) -> list[Record]:
+        """The records of a machine."""
+        return [record for record in self.records if self.machines[record.row.run_id] == machine]
+
+    def page(self, machine: str) -> Path:
+        """The page of a machine."""
+        return _folder_of(machine, self.sections, self.folder) / page.PAGE
+
+
+def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
+    """Write the report of all records below ``results_dir`` and return the files, summary.md first."""
+    return report_on(results_dir, out_dir).files
+
+
+def report_on(results_dir: Path, out_dir: Path | None = None, exports: bool = False) -> Report:
+    """Write the report of all records below ``results_dir``.
 
     A folder that holds records of several machines gets a report of each machine's below ``report/<machine>/``.
 
@@ -53,7 +97,7 @@ def build(results_dir: Path, out_dir: Path | None = None, exports: bool = False)
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir) as folder:
             draft = Path(folder)
-            _write(records, results_dir, draft, out_dir)
+            groups, sections = _write(records, results_dir, draft, out_dir)
             if exports:
                 write_exports(records, draft)
             written = []
@@ -66,7 +110,9 @@ def build(results_dir: Path, out_dir: Path | None = None, exports: bool = False)
         raise UserError(
             "out_dir", f"cannot write '{out_dir}' ({error.strerror or error})", "name a writable folder"
         ) from None
-    return written
+    shown = [record for group in groups for record in group.shown]
+    every = [record.row for group in groups for record in (*group.shown, *group.others)]
+    return Report(out_dir, written, shown, groups_of.machines(every), sections)
 
 
 def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
@@ -80,14 +126,21 @@ def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
     return found
 
 
-def _write(every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Path) -> None:
+def _folder_of(machine: str, by_machine: dict[str, list[Section]], folder: Path) -> Path:
+    """Where a machine's files lie below the report's folder."""
+    return folder if len(by_machine) == 1 else folder / slug(machine)
+
+
+def _write(
+    every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Path
+) -> tuple[list[Comparison], dict[str, list[Section]]]:
     groups = groups_of.comparisons(every)
     every = [record for group in groups for record in (*group.shown, *group.others)]  # speedups across runs filled in
     names = groups_of.machines([record.row for record in every])
     by_device = sections_of(every)
     (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
     for device, sections in by_device.items():
-        folder = draft if len(by_device) == 1 else draft / slug(device)
+        folder = _folder_of(device, by_device, draft)
         records = [record for record in every if names[record.row.run_id] == device]
         final = out_dir if folder is draft else out_dir / folder.name
         # Links out of the results folder would reveal other folders of this machine.
@@ -104,6 +157,7 @@ def _write(every: Sequence[Record], results_dir: Path, draft: Path, out_dir: Pat
     newest = sorted(groups, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
     plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
     plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
+    return groups, by_device
 
 
 def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> str:

@@ -59,3 +59,14 @@ def published_as(model: object, loadbit: object, theirs: str = "4") -> str:
 def over(ours: float | None, theirs: float | None) -> float | None:
     """Ours over theirs, where both are known."""
     return ours / theirs if ours and theirs else None
+
+
+def memory_ratio(base: Row, packed: Row) -> float | None:
+    """A method's peak memory over prepacking's.
+
+    On a GPU it is that of tensors, as in the authors' table, and on a CPU what lies above Python and its libraries.
+    """
+    if base.peak_memory_mb is None or packed.peak_memory_mb is None:
+        return None
+    rest = packed.resident_rest_mb or 0.0
+    return over(base.peak_memory_mb - rest, packed.peak_memory_mb - rest)

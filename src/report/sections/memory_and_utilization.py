@@ -18,7 +18,7 @@ from ..claims import decided, not_run, unlike
 from ..comparison import marked
 from ..plots import finish_axes, grouped_bars, legend, titled
 from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, memory_ratio, one_kind, order, over
 from ..words import label, model_name
 from ..words import notes as notes_of
 
@@ -113,9 +113,9 @@ def claims(found: Found) -> list[Claim]:
     published = f"{theirs:.2f}x of one sample; 90 % of samples would lie in {low} to {high}"
     if not found.largest:
         return [not_run(text, rule, published)]
-    ratio = _ratio(found.largest)
+    ratio = memory_ratio(found.largest[BASE], found.largest[PACKED])
     row = found.kept.get(PACKED, found.largest[PACKED])
-    kept = _ratio(found.kept) if found.kept else None
+    kept = memory_ratio(found.kept[BASE], found.kept[PACKED]) if found.kept else None
     if ratio is None:
         return [not_run(text, rule, published, "no peak memory was recorded")]
     verdict = HOLDS if ratio > 2 * SAMPLE else FAILS if ratio < 2 / SAMPLE else CANNOT_TELL
@@ -124,16 +124,6 @@ def claims(found: Found) -> list[Claim]:
     apart = unlike(row, 64) + (() if kept else ("without keeps-last-batch (paper: with it)",))
     why = "" if verdict == HOLDS else "of one sample"
     return [decided(text, rule, (verdict, why), ours, published, apart, None if kept is None else low <= kept <= high)]
-
-
-def _ratio(methods: dict[str, Row]) -> float | None:
-    """Full-batching's peak memory over prepacking's.
-
-    On a GPU it is that of tensors, as in the authors' table, and on a CPU what lies above Python and its libraries.
-    """
-    base, packed = (methods[name].peak_memory_mb for name in (BASE, PACKED))
-    rest = methods[PACKED].resident_rest_mb or 0.0
-    return None if base is None or packed is None else over(base - rest, packed - rest)
 
 
 def figure(found: Found) -> Any:

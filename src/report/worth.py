@@ -1,0 +1,141 @@
+"""What prepacking is worth on a machine: over full-batching, over what sorts or needs no padding, and in memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .. import stats
+from ..interval import Interval
+from ..records.row import Row
+from ..records.store import Record
+from .answer import certain, doubt
+from .cells import times
+from .select import BASE, ORDERED, PACKED, memory_ratio
+from .words import UNITS
+
+PADDING_FREE = "padding-free"
+Run = dict[str, Record]  # of one comparison, by method, what was measured in turns
+NOTHING = "not measured"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as much another method took in a comparison, and prepacking's row in it."""
+
+    value: Interval
+    row: Row
+
+
+def worth(records: Sequence[Record]) -> dict[str, str]:
+    """Three lines, each below the name of what prepacking is held against.
+
+    Args:
+        records: of one machine; of the same work measured several times those of one run.
+    """
+    runs = _runs(records)
+    if not runs:
+        return {}
+    prefill, ttft = ([run for run in runs if run[PACKED].row.metric == metric] for metric in UNITS)
+    speedups = (("prefill", prefill, " as fast"), ("TTFT", ttft, ""))
+    ordered, padding_free = _over(runs, ORDERED, _over_length_ordered), _over(runs, PADDING_FREE, _over_padding_free)
+    over_base = [f"{name} {_in_words(_over(of, BASE, _over_full_batching), what)}" for name, of, what in speedups]
+    return {
+        "over full-batching": "; ".join(over_base),
+        "over others": f"length-ordered, which needs all prompts in advance: {_in_words(ordered)}; "
+        f"padding-free: {_in_words(padding_free)}",
+        "in memory": f"full-batching needs {_in_words(_over(runs, BASE, _in_memory), ' as much', bare=True)}",
+    }
+
+
+def left_out(records: Sequence[Record]) -> str:
+    """What of it is INVALID, in words; empty where nothing is."""
+    runs = _every_run(records)
+    invalid = [run for run in runs if not _relied_upon(run)]
+    if not invalid:
+        return ""
+    if len(invalid) == len(runs):
+        return "every comparison is INVALID: do not rely on it"
+    return f"{len(invalid)} of {len(runs)} comparisons left out as INVALID"
+
+
+def _every_run(records: Sequence[Record]) -> list[Run]:
+    """The comparisons that prepacking was measured in, with what else was measured in them."""
+    found: dict[str, Run] = defaultdict(dict)
+    for record in records:
+        if record.row.status == "ok" and not record.row.faults and not record.row.speedup_across_runs:
+            found[record.row.comparison_id][record.row.method] = record
+    return [run for run in found.values() if PACKED in run and len(run) > 1]
+
+
+def _runs(records: Sequence[Record]) -> list[Run]:
+    """Those that nothing speaks against; all of them where something speaks against each."""
+    every = _every_run(records)
+    return [run for run in every if _relied_upon(run)] or every
+
+
+def _relied_upon(run: Run) -> bool:
+    return all(record.row.valid is not False for record in run.values())
+
+
+def _over(runs: Sequence[Run], method: str, ratio: Callable[[Run], Interval | None]) -> list[Ratio]:
+    """The ratio in each comparison that has both methods."""
+    found = [(ratio(run), run[PACKED].row) for run in runs if method in run]
+    return [Ratio(value, row) for value, row in found if value is not None]
+
+
+def _over_full_batching(run: Run) -> Interval | None:
+    return run[PACKED].row.interval("speedup_over_full_batching")
+
+
+def _over_length_ordered(run: Run) -> Interval | None:
+    return run[PACKED].row.interval("speedup_over_length_ordered")
+
+
+def _over_padding_free(run: Run) -> Interval | None:
+    """No column has it, so it comes from the samples; both methods have the same batches."""
+    try:
+        return stats.speedup_interval(run[PADDING_FREE].seconds(), run[PACKED].seconds(), same_batches=True)
+    except (OSError, ValueError, KeyError):  # the samples cannot be read
+        return None
+
+
+def _in_memory(run: Run) -> Interval | None:
+    """Peak memory, which has no interval: it is the largest of a run."""
+    found = memory_ratio(run[BASE].row, run[PACKED].row)
+    return None if found is None else Interval(found, found, found)
+
+
+def _in_words(found: Sequence[Ratio], what: str = "", bare: bool = False) -> str:
+    """``2.10x as fast (median of 24), up to 7.29x [3.85, 25.18] (readme_table, mmlu, batches of 32)``.
+
+    The largest is of those that are known well enough, as of many uncertain ones chance makes one large.
+
+    Args:
+        bare: the ratios have no intervals.
+    """
+    if not found:
+        return NOTHING
+    sure = [each for each in found if bare or certain(each.value, each.row.noise_floor or 0.0)]
+    if len(found) == 1:
+        (only,) = found
+        doubts = "" if sure else f"; {doubt(only.value, only.row.noise_floor or 0.0)}"
+        return f"{_figure(only, bare)}{what} ({_where(only.row)}{doubts})"
+    middle = f"{statistics.median(each.value.value for each in found):.2f}x{what}"
+    if not sure:
+        experiments = sorted({each.row.experiment or each.row.model for each in found})
+        return f"{middle} (median of {len(found)}, all of them uncertain; {', '.join(experiments)})"
+    unsure = f", {len(found) - len(sure)} of them uncertain" if len(sure) < len(found) else ""
+    largest = max(sure, key=lambda each: each.value.value)
+    return f"{middle} (median of {len(found)}{unsure}), up to {_figure(largest, bare)} ({_where(largest.row)})"
+
+
+def _figure(ratio: Ratio, bare: bool) -> str:
+    return f"{ratio.value.value:.2f}x" if bare else times(ratio.value)
+
+
+def _where(row: Row) -> str:
+    """The experiment, or else the model, and the batches that a figure is from."""
+    return f"{row.experiment or row.model}, {row.dataset}, batches of {row.batch_size}"
