@@ -159,7 +159,7 @@ def test_the_samplers_cost_is_measured_in_turns() -> None:
     if found["sampler_overhead_pct"] is None:
         pytest.skip(f"not measured: {found['sampler_overhead_missing']}")
     assert found["sampler_overhead_pairs"] >= 5
-    assert found["sampler_overhead_readings"] > found["sampler_overhead_pairs"]
+    assert found["sampler_overhead_readings"] >= 5
     assert 0 < found["sampler_reading_ms"] < 20
     assert found["sampler_overhead_low_pct"] <= found["sampler_overhead_pct"] <= found["sampler_overhead_high_pct"]
 

@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, TINY_OVERRIDES
 
 from src import __version__, places, provenance
 
-COMMANDS = ("run", "reproduce", "report", "compare", "advise")
+COMMANDS = ("run", "reproduce", "report", "compare", "advise", "demo")
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src", "configs", "results/paper")
 
 
