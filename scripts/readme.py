@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.compare.sources import read_source  # noqa: E402
 from src.records import store  # noqa: E402
+from src.records.groups import place_of  # noqa: E402
 from src.records.row import COLUMNS  # noqa: E402
 from src.records.schema import MANIFEST, json_schema  # noqa: E402
 from src.records.store import Record  # noqa: E402
@@ -105,6 +106,23 @@ def machines(folder: str) -> str:
     return markdown(header, body)
 
 
+def verified(folder: str) -> str:
+    """What the check of each method against each prompt run alone found, a row for each method, protocol and type."""
+    rows = [record.row for record in store.read_all(ROOT / folder)]
+    rows.sort(key=lambda row: (row.dtype == "bfloat16", row.protocol == "paper", place_of(row.method)))
+    header = ["Method", "Protocol", "Type", "Prompts", "Verdict", "Largest KV difference", "of its norm",
+              "Tokens compared", "Texts equal (%)", "Near-ties"]  # fmt: skip
+    body = [
+        [words.label(row), row.protocol, str(row.dtype), str(row.verified_prompts), row.status,
+         f"{row.verified_max_abs_diff:.1e}", f"{row.verified_max_rel_diff:.1e}",
+         str((row.verified_prompts or 0) + (row.generated_tokens or 0)),
+         "n/a" if row.generated_equal_pct is None else f"{row.generated_equal_pct:.0f}", str(row.verified_near_ties)]
+        for row in rows
+    ]  # fmt: skip
+    of = rows[0]
+    return f"**{of.device_name}**; {of.model} ({of.model_detail})\n\n{markdown(header, body)}"
+
+
 def columns() -> str:
     """One line per column of summary.csv."""
     lines = [
@@ -124,6 +142,8 @@ def generated(marker: re.Match[str]) -> str:
     kind, folder = marker["kind"], marker["folder"]
     if folder is None:
         return {"columns": columns, "manifest": manifest}[marker["what"]]()
+    if kind == "verified":
+        return verified(folder)
     if kind == "answer":
         return answer(marker["model"], marker["sizes"], folder)
     return machines(folder) if kind == "machines" else measured(kind, marker["sizes"], folder, marker["beside"])

@@ -100,7 +100,7 @@ def test_a_wrong_mask_beside_right_kv_is_found_by_generating_alone(change: Calla
 def test_a_near_tie_ends_the_comparison_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.measure import verify as module
 
-    monkeypatch.setitem(module.TOLERANCE, torch.float32, 10.0)  # the model is undecided between any two
+    monkeypatch.setitem(module.NEAR_TIE, torch.float32, 100.0)  # the model is undecided between any two
     found = check("llama", pads_seen, "full-batching")
     assert found.problem is None
     assert 0 < found.near_ties <= len(LENGTHS)
