@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.compare.sources import read_source  # noqa: E402
+from src.prefilling.methods import method_of  # noqa: E402
 from src.records import store  # noqa: E402
 from src.records.groups import place_of  # noqa: E402
 from src.records.row import COLUMNS  # noqa: E402
@@ -114,7 +115,8 @@ def verified(folder: str) -> str:
               "Tokens compared", "Texts equal (%)", "Near-ties"]  # fmt: skip
     body = [
         [words.label(row), row.protocol, str(row.dtype), str(row.verified_prompts), row.status,
-         f"{row.verified_max_abs_diff:.1e}", f"{row.verified_max_rel_diff:.1e}",
+         *("n/a" if method_of(row.method).serves else f"{found:.1e}"
+           for found in (row.verified_max_abs_diff, row.verified_max_rel_diff)),
          str((row.verified_prompts or 0) + (row.generated_tokens or 0)),
          "n/a" if row.generated_equal_pct is None else f"{row.generated_equal_pct:.0f}", str(row.verified_near_ties)]
         for row in rows

@@ -14,9 +14,9 @@ from ..prefilling.method import Engine, Prefilled, TokenIds
 from ..prefilling.packing import Bins
 from .timer import NoTimer
 
-# Largest allowed norm of a layer's KV difference over the norm of the layer. With the real weights of SmolLM2-135M and real
-# questions, rounding gives at most 9e-6 in float32 and 0.09 in bfloat16 (two prompts alone, in bfloat16 and float32, lie
-# 0.07 apart); positions that are off by one give 0.22 and more, a mask that shows one token too many 0.42, running
+# Largest allowed norm of a layer's KV difference over the layer's norm. With a real model (SmolLM2-135M) and real
+# questions, rounding gives at most 9e-6 in float32 and 0.09 in bfloat16; a prompt alone in bfloat16 lies up to 0.07
+# from itself in float32. Positions off by one give 0.22 and more, a mask that shows one token too many 0.42, running
 # positions 0.76, a plain causal mask 0.83. Quantized products round activations or weights again by the shape of the
 # product, 8-bit ones with outliers chosen over the whole batch.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
@@ -62,8 +62,9 @@ def verify(
     What is not finite, in keys, values or logits, is wrong on either side: where all logits are NaN, every method
     chooses the same token.
 
-    A token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by less than
-    ``NEAR_TIE`` of their standard deviation. What follows it in that prompt's continuation is another text, and not compared.
+    A token that differs is accepted only as a near-tie: the lone prompt's logits of the two differ by at most
+    ``NEAR_TIE`` of its logits' standard deviation. What follows it in that prompt's continuation is another text, and
+    not compared.
     """
     found = Verification()
     tolerance = max(TOLERANCE[model.dtype], QUANTIZED_TOLERANCE[loadbit])
