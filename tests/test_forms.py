@@ -199,6 +199,36 @@ def test_files_as_people_have_them(content: bytes, texts: list[str], tmp_path: P
     assert sorted(load(tmp_path / "p.csv", max_tokens=50).texts or []) == texts
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("columns.json", b'{"prompt": ["a b", "c d"], "n": [1, 2]}', ["a b", "c d"]),
+        ("within.json", b'{"version": 1, "data": [{"prompt": "a b"}]}', ["a b"]),
+        ("strings.json", b'["a b", "c d"]', ["a b", "c d"]),
+        ("old.txt", b"one two\rthree four\r", ["one two", "three four"]),
+        ("commas.txt", b"text, content, and more\nanother line\n", ["another line", "text, content, and more"]),
+        ("references.txt", b"[1] the first\n[2] the second\n", ["[1] the first", "[2] the second"]),
+        ("table.txt", b"question\tanswer\nwhat is it?\tthat\n", ["what is it?"]),
+        ("caps.csv", b"Prompt,Answer\nhello there,yes\n", ["hello there"]),
+        ("some.jsonl", b'null\n{"prompt": null}\n{"prompt": "a b"}\n', ["a b"]),
+    ],
+)
+def test_what_a_file_holds_decides(name: str, content: bytes, found: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert sorted(load(tmp_path / name).texts or []) == found
+
+
+def test_messages_in_parquet_and_an_empty_list_of_ids(tmp_path: Path) -> None:
+    asked = [[{"role": "user", "content": text}] for text in ("who?", "why?")]
+    pandas.DataFrame({"messages": asked, "score": [1, 2]}).to_parquet(tmp_path / "m.parquet")
+    for settings in ({}, {"text_field": "messages"}):
+        prompts = load(tmp_path / "m.parquet", **settings)
+        assert sorted(prompts.texts or []) == ["User: who?\nAssistant:", "User: why?\nAssistant:"]
+    (tmp_path / "ids.jsonl").write_text('{"input_ids": []}\n{"input_ids": [5, 6]}\n', encoding="utf-8")
+    prompts = load(tmp_path / "ids.jsonl")
+    assert ([ids.tolist() for ids in prompts.token_ids], prompts.left_out) == ([[5, 6]], 1)
+
+
 def test_another_character_set_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.txt").write_bytes("first\nGrüße\n".encode("latin-1"))
     load(tmp_path / "p.txt")
@@ -243,6 +273,9 @@ BAD = {
     "many.csv": (b"token_length,count\n5,1000000000000\n", "many.csv counts more than 20,000,000 prompts"),
     "time.csv": (b"TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,5,1\n", "(line 2: 'soon' is no time"),
     "twice.csv": (b"prompt,prompt\na,b\n", "two columns are named 'prompt'"),
+    "column.csv": (b"prompt,n\n1,2\n3,4\n", "no field that is known to hold prompts; name one of prompt, n"),
+    "mixed.jsonl": (b'{"prompt": "a"}\n"b"\n', "(line 2: it has no fields, as the others have"),
+    "half.jsonl": (b'{"prompt": "\\ud83d hello"}\n', "(record 1: a text with half of a character"),
     "quotes.csv": (b'prompt,n\n"never closed,1\n', "'quotes.csv' holds no prompts as it is (line 2"),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ IDS = ("input_ids", "prompt_token_ids", "token_ids")
 # Names of a prompt's length in tokens: of profiles, of traces of Azure, Mooncake (and AIPerf), BurstGPT (and vLLM).
 COUNTS = (
     "token_length",
+    "num_tokens",
     "contexttokens",
     "input_length",
     "request tokens",
@@ -86,6 +87,9 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
     beside = _Beside(names, records)
     for record, place in zip(records, parsed.places, strict=True):
         value = record.get(name) if isinstance(record, dict) else record
+        if name and not isinstance(record, dict | None):
+            on_bad(place, "it has no fields, as the others have")
+            continue
         if name == "instruction" and isinstance(value, str) and isinstance(record.get("input"), str):
             value = f"{value}\n\n{record['input']}" if record["input"].strip() else value
         try:
@@ -118,20 +122,24 @@ def _form(records: Sequence[Any], names: dict[str, str], where: str, field: str 
     """Which form, and in which field; of records without names the field is an empty string."""
     listed = ", ".join(names.values()) or "none"
 
-    def first(name: str) -> Any:
-        return next((record[name] for record in records
-                     if isinstance(record, dict) and record.get(name) is not None), None)  # fmt: skip
+    def first(name: str, *types: type) -> Any:
+        values = (record.get(name) for record in records if isinstance(record, dict))
+        return next((value for value in values if value not in (None, []) and isinstance(value, types or object)), None)
+
+    def numbers(name: str) -> bool:
+        given = [value for record in records if isinstance(record, dict) and (value := record.get(name)) is not None]
+        return _are_numbers(given)
 
     if field and names:
         if field not in names.values():
             raise UserError("dataset.text_field", f"{where} has no field '{field}'", f"choose one of {listed}")
-        given = [value for record in records if isinstance(record, dict) and (value := record.get(field)) is not None]
-        return _no_prompts("", field, where) if _are_numbers(given) else _kind(first(field), field, where), field
+        return _no_prompts("", field, where) if numbers(field) else _kind(first(field), field, where), field
     if not names:
         return _kind(next((record for record in records if record is not None), ""), "", where), ""
     for wanted in (CHATS, IDS, TEXTS):
         for name in wanted:
-            if name in names and isinstance(value := first(names[name]), list if wanted is not TEXTS else (str, list)):
+            types = (str, list) if wanted is TEXTS else (list,)
+            if name in names and (value := first(names[name], *types)) is not None and not numbers(names[name]):
                 return _kind(value, names[name], where), names[name]
     for name in COUNTS:
         if name in names:
@@ -170,7 +178,13 @@ def _no_prompts(value: Any, name: str, where: str) -> str:
 def _text(value: Any, _: str) -> list[Content | None]:
     if not isinstance(value, str):
         raise ValueError(f"{type(value).__name__} in place of a text")
-    return [value if value.strip() else None]
+    return [_whole_characters(value) if value.strip() else None]
+
+
+def _whole_characters(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a text with half of a character (a lone surrogate)")
+    return text
 
 
 def _tokens(value: Any, _: str) -> list[Content | None]:
@@ -218,7 +232,7 @@ def _message(message: dict[str, Any]) -> Message:
         content = "\n".join(str(part["text"]) for part in content)
     if not isinstance(content, str | None):
         raise ValueError(f"a message whose content is {type(content).__name__}")
-    return {"role": ROLES[role], "content": content or ""}
+    return {"role": ROLES[role], "content": _whole_characters(content or "")}
 
 
 READERS: dict[str, Callable[[Any, str], list[Content | None]]] = {

@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -58,11 +59,17 @@ def parse(content: bytes, name: str, ending: str, known: Collection[str], field:
         raise ValueError("it does not begin as parquet does")
     text = files.decoded(content, name)
     if ending in JSON or _begins_as_json(text):
-        return _json(text, on_bad)
-    if ending in TABLES or _begins_as_table(text, known):
+        return _json(text, known, on_bad)
+    if ending in TABLES:
         return _table(text, field, on_bad)
-    lines = text.removesuffix("\n").split("\n")
-    return Parsed([line.rstrip("\r") for line in lines], [f"line {n}" for n in range(1, len(lines) + 1)], [])
+    if _begins_as_table(text, known):
+        try:
+            return _table(text, field, on_bad)
+        except ValueError:
+            if ending != ".txt":  # there, a line that begins with such a word is a prompt rather than a header
+                raise
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    return Parsed(lines, [f"line {n}" for n in range(1, len(lines) + 1)], [])
 
 
 def _begins_as_json(text: str) -> bool:
@@ -78,24 +85,39 @@ def _begins_as_json(text: str) -> bool:
 
 
 def _begins_as_table(text: str, known: Collection[str]) -> bool:
-    first = text.lstrip("\r\n").split("\n", 1)[0].strip()
-    cells = max((next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS), key=len)
+    cells = max((next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in SEPARATORS), key=len)
     return len(cells) > 1 and any(cell.strip().lower() in known for cell in cells)
 
 
-def _json(text: str, on_bad: OnBad) -> Parsed:
-    """One list of records, one object that holds such a list, or records one a line."""
+def _first_line(text: str) -> str:
+    return re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0].strip()
+
+
+def _json(text: str, known: Collection[str], on_bad: OnBad) -> Parsed:
+    """One list of records, one object that holds such a list or a list for each field, or records one a line."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
         return _json_lines(text, on_bad)
     if isinstance(whole, dict):
-        whole = next((whole[key] for key in LISTS if isinstance(whole.get(key), list) and len(whole) == 1), [whole])
+        whole = _records_of(whole, known)
     if isinstance(whole, list) and whole and all(type(each) is int for each in whole):
         whole = [whole]  # a line of token ids
     if not isinstance(whole, list):
         raise ValueError("it holds no records")
     return _named(whole, [f"record {number}" for number in range(1, len(whole) + 1)])
+
+
+def _records_of(whole: dict[str, Any], known: Collection[str]) -> list[Any]:
+    """The records in an object that is the whole of a file: itself, a list in it, or a list for each field."""
+    fields = [name for name in whole if name.lower() in known]
+    if not fields:
+        return next((whole[key] for key in LISTS if isinstance(whole.get(key), list)), [whole])
+    columns = [whole[name] for name in fields]
+    texts = all(isinstance(each, list) and all(isinstance(one, str | None) for one in each) for each in columns)
+    if texts and len({len(each) for each in columns}) == 1:
+        return [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [whole]
 
 
 def _json_lines(text: str, on_bad: OnBad) -> Parsed:
@@ -157,8 +179,7 @@ def read_table(text: str, wanted: str, on_bad: OnBad = refuse) -> tuple[list[str
         ValueError: no header, or a name in it twice; among the rows, quotes that do not close. Where a row has more or
             fewer fields than the header, ``on_bad`` is told.
     """
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    headers = {mark: next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS}
+    headers = {mark: next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in SEPARATORS}
     mark = max(SEPARATORS, key=lambda mark: (wanted in headers[mark], len(headers[mark])))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     header = next((cells for cells in lines if cells), [])

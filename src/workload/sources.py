@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def _read_file(path: Path, dataset: DatasetConfig, bad: list[str]) -> Found:
     try:
         parsed = parse(content, path.name, ending, KNOWN, dataset.text_field, on_bad)
         return items_of(parsed, path.name, dataset.text_field, dataset.turns, on_bad)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         remedy = "mend it, or pass over such records with dataset.skip_bad=true"
         raise UserError("dataset.path", f"'{path.name}' holds no prompts as it is ({reason})", remedy) from None
