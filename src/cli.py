@@ -75,6 +75,9 @@ def _one_line(error: Exception) -> str:
         return f"{name}: there is no such setting; {meant(name)}`{command_line('run')} --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such setting; {meant(found[1])}`{command_line('run')} --help` lists them all"
+    if any(words in text for words in ("mismatched input", "LexerNoViableAlt", "Ambiguous value", "token recognition")):
+        some = " ".join(text.split())[:90]
+        return f"settings: a value could not be read ({some}); quote it twice: \"dataset.path='a,b=c.jsonl'\""
     if found := re.search(r"is not Optional\s+full_key: (\S+)", text):
         return f"{found[1]}: it cannot be null; leave it out for its default"
     if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):

@@ -210,6 +210,22 @@ def test_files_as_people_have_them(content: bytes, texts: list[str], tmp_path: P
         ("references.txt", b"[1] the first\n[2] the second\n", ["[1] the first", "[2] the second"]),
         ("table.txt", b"question\tanswer\nwhat is it?\tthat\n", ["what is it?"]),
         ("caps.csv", b"Prompt,Answer\nhello there,yes\n", ["hello there"]),
+        ("index.csv", b",prompt\na,hi there\nb,x y\n", ["hi there", "x y"]),
+        ("prose.txt", b"Text, please\nSummarize this, briefly\n", ["Summarize this, briefly", "Text, please"]),
+        ("numbers.csv", b"content,text\n5,nice thing\n4,bad thing\n", ["bad thing", "nice thing"]),
+        ("alpaca.csv", b"Instruction,Input\nDo,x y\n", ["Do\n\nx y"]),
+        (
+            "chat.json",
+            b'[{"role": "user", "content": ["a", "b"]}, {"role": "assistant", "content": "x"}]',
+            ["User: a\nb\nAssistant:"],
+        ),
+        (
+            "system.jsonl",
+            b'{"system": "Be brief.", "conversations": [{"from": "human", "value": "hi"}]}',
+            ["System: Be brief.\nUser: hi\nAssistant:"],
+        ),
+        ("response.jsonl", b'{"body": {"instructions": "Be brief.", "input": "hi"}}', ["Be brief.\n\nhi"]),
+        ("when.jsonl", b'{"timestamp": "May 3, 2024", "prompt": "a b"}', ["a b"]),
         ("some.jsonl", b'null\n{"prompt": null}\n{"prompt": "a b"}\n', ["a b"]),
     ],
 )
@@ -275,6 +291,8 @@ BAD = {
     "twice.csv": (b"prompt,prompt\na,b\n", "two columns are named 'prompt'"),
     "column.csv": (b"prompt,n\n1,2\n3,4\n", "no field that is known to hold prompts; name one of prompt, n"),
     "mixed.jsonl": (b'{"prompt": "a"}\n"b"\n', "(line 2: it has no fields, as the others have"),
+    "other.jsonl": (b'{"prompt": "a"}\n{"text": "b"}\n', "(line 2: it holds 'text' in place of 'prompt'"),
+    "zones.csv": (b"TIMESTAMP,ContextTokens\n2023-11-16 18:15:46,5\n2023-11-16 18:15:46+00:00,0\n", "line 3: '0'"),
     "half.jsonl": (b'{"prompt": "\\ud83d hello"}\n', "(record 1: a text with half of a character"),
     "quotes.csv": (b'prompt,n\n"never closed,1\n', "'quotes.csv' holds no prompts as it is (line 2"),
 }  # fmt: skip

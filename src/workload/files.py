@@ -17,7 +17,6 @@ CHARACTER_SETS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # by the by
 OTHER_FORMATS = {b"PK\x03\x04": "a zip archive, as docx and xlsx are", b"%PDF": "a PDF", b"\x89HDF": "HDF5",
                  b"ARROW1": "an Arrow file", b"SQLite": "a database"}  # fmt: skip
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 FORMATS = "jsonl, json, csv, tsv, parquet or txt, plain or as gz, zst, xz, bz2"
 
 

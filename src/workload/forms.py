@@ -28,8 +28,9 @@ COUNTS = (
 )
 OUTPUTS = ("generatedtokens", "output_length", "response tokens", "output_tokens", "output_len")
 TIMES = ("timestamp", "arrival_s", "arrival_time")
+SYSTEMS = ("system", "system_prompt", "instructions")
 REPEATED = "count"  # beside token_length: how many prompts are of that length
-KNOWN = frozenset((*CHATS, *TEXTS, *IDS, *COUNTS, *OUTPUTS, *TIMES, REPEATED, "body", "chat_id"))
+KNOWN = frozenset((*CHATS, *TEXTS, *IDS, *COUNTS, *OUTPUTS, *TIMES, REPEATED, *SYSTEMS, "body", "chat_id"))
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
          "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "developer": "system",
          "tool": "tool", "function": "tool", "observation": "tool", "function_call": "assistant"}  # fmt: skip
@@ -78,6 +79,8 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
     Raises:
         UserError: no field of prompts, or one of something else.
     """
+    if parsed.values and all(map(_is_message, parsed.values)):  # the file is one conversation
+        parsed = Parsed([parsed.values], parsed.places[:1], [])
     records = [_body(value) for value in parsed.values]
     names = {name.lower(): name for name in (*parsed.names, *_names_of_bodies(parsed.values, records))}
     form, name = _form(records, names, where, field)
@@ -90,11 +93,15 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
         if name and not isinstance(record, dict | None):
             on_bad(place, "it has no fields, as the others have")
             continue
-        if name == "instruction" and isinstance(value, str) and isinstance(record.get("input"), str):
-            value = f"{value}\n\n{record['input']}" if record["input"].strip() else value
+        if name and value is None and (other := _other_field(record, name)):
+            on_bad(place, f"it holds '{other}' in place of '{name}'")
+            continue
+        if name.lower() == "instruction" and isinstance(value, str):
+            more = record.get(names.get("input", ""))
+            value = f"{value}\n\n{more}" if isinstance(more, str) and more.strip() else value
         try:
-            contents = [None] if value is None else read(value, turns)
-            arrival, outputs = beside.of(record)
+            contents = [None] if value is None else read(_with_system(record, value, form), turns)
+            arrival, outputs = beside.of(record, form)
             times = _count(record.get(names[REPEATED])) if form == LENGTHS and REPEATED in names else 1
             if len(items) + times > MOST_OF_A_FILE:
                 raise UserError(
@@ -106,6 +113,28 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
         conversations += form == CHAT and value is not None
         items += [Item(content, arrival, outputs) for content in contents] * times
     return Found(form, _words(form, name, names), items, conversations)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
+def _other_field(record: Any, name: str) -> str:
+    """Another field in which a record has a prompt; empty where it has none."""
+    fields = record if isinstance(record, dict) else {}
+    return next((each for each, value in fields.items()
+                 if each != name and value and each.lower() in (*CHATS, *IDS, *TEXTS)
+                 and each.lower() != "input"), "")  # fmt: skip
+
+
+def _with_system(record: Any, value: Any, form: str) -> Any:
+    """A conversation with the system's words, or a text with instructions, that stand in a field of their own."""
+    fields = record if isinstance(record, dict) else {}
+    said = next((fields[each] for each in SYSTEMS if isinstance(fields.get(each), str) and fields[each].strip()), "")
+    if said and form == CHAT and isinstance(value, list):
+        return [{"role": "system", "content": said}, *value]
+    of_a_request = "instructions" in fields and value is fields.get("input")
+    return f"{said}\n\n{value}" if said and of_a_request and isinstance(value, str) else value
 
 
 def _body(value: Any) -> Any:
@@ -227,9 +256,11 @@ def _message(message: dict[str, Any]) -> Message:
     if role not in ROLES:
         raise ValueError(f"a message of '{role}'; roles are {', '.join(ROLES)}" if role else "a message without a role")
     if isinstance(content, list):  # parts, of which only texts are for a language model
-        if other := [part.get("type") for part in content if not isinstance(part, dict) or "text" not in part]:
-            raise ValueError(f"a message with a part of type {other[0]}, which is no text")
-        content = "\n".join(str(part["text"]) for part in content)
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        if other := [part for part in parts if not (isinstance(part, dict) and isinstance(part.get("text"), str))]:
+            kind = other[0].get("type") if isinstance(other[0], dict) else type(other[0]).__name__
+            raise ValueError(f"a message with a part of type {kind}, which is no text")
+        content = "\n".join(part["text"] for part in parts)
     if not isinstance(content, str | None):
         raise ValueError(f"a message whose content is {type(content).__name__}")
     return {"role": ROLES[role], "content": _whole_characters(content or "")}
@@ -250,10 +281,20 @@ class _Beside:
         self.unit = 1e-3 if {"input_length", "text_input"} & set(names) and "chat_id" not in names else 1.0
         self.origin: datetime.datetime | None = None
 
-    def of(self, record: Any) -> tuple[float | None, int | None]:
+    def of(self, record: Any, form: str) -> tuple[float | None, int | None]:
+        """Both of a record, None where they are not known; of texts, which need neither, also where they are none."""
+        try:
+            return self._of(record)
+        except ValueError:
+            if form == LENGTHS:
+                raise
+            return None, None
+
+    def _of(self, record: Any) -> tuple[float | None, int | None]:
         if not isinstance(record, dict):
             return None, None
-        moment, outputs = record.get(self.time or ""), record.get(self.outputs or "")
+        moment = record.get(self.time) if self.time else None
+        outputs = record.get(self.outputs) if self.outputs else None
         return self._seconds(moment), None if outputs is None else _whole(outputs)
 
     def _seconds(self, moment: Any) -> float | None:
@@ -267,6 +308,8 @@ class _Beside:
             found = datetime.datetime.fromisoformat(str(moment))
         except ValueError:
             raise ValueError(f"'{moment}' is no time") from None
+        if found.tzinfo:
+            found = found.astimezone(datetime.UTC).replace(tzinfo=None)
         self.origin = self.origin or found
         return (found - self.origin).total_seconds()
 

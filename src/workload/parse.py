@@ -62,7 +62,7 @@ def parse(content: bytes, name: str, ending: str, known: Collection[str], field:
         return _json(text, known, on_bad)
     if ending in TABLES:
         return _table(text, field, on_bad)
-    if _begins_as_table(text, known):
+    if _begins_as_table(text, known, spaced=ending != ".txt"):
         try:
             return _table(text, field, on_bad)
         except ValueError:
@@ -84,8 +84,11 @@ def _begins_as_json(text: str) -> bool:
     return False
 
 
-def _begins_as_table(text: str, known: Collection[str]) -> bool:
+def _begins_as_table(text: str, known: Collection[str], spaced: bool) -> bool:
+    """Whether the first line names columns; ``spaced``: with spaces behind the separators, too, as prose has them."""
     cells = max((next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in SEPARATORS), key=len)
+    if not spaced and any(cell != cell.strip() for cell in cells):
+        return False
     return len(cells) > 1 and any(cell.strip().lower() in known for cell in cells)
 
 
