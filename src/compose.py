@@ -136,9 +136,8 @@ def _take_paths(dataset: DatasetConfig) -> None:
         UserError: neither a path nor a list of paths; or standard input is a terminal or empty.
     """
     path = dataset.path
-    if not (path is None or isinstance(path, str) or (isinstance(path, list) and path and all(
-        isinstance(each, str) for each in path
-    ))):  # fmt: skip
+    named = path if isinstance(path, list) else [path]
+    if path is not None and not (named and all(isinstance(each, str) for each in named)):
         raise UserError("dataset.path", f"{path}", "give a path, a pattern, a list of either, or - for standard input")
     if path == "-":
         dataset.path = _standard_input()

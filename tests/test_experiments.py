@@ -24,7 +24,7 @@ from src.measure.runner import measure as run
 from src.records import store
 from src.records.row import Row
 from src.records.store import Record
-from src.report.build import build
+from src.report.build import report_on
 from src.report.cells import WIDEST, number_in
 from src.report.claims import against, close, decided, most_alike, unlike
 from src.report.section import CANNOT_TELL, FAILS, HOLDS, VERDICTS, Section, make, modules, name_of
@@ -169,7 +169,7 @@ def test_a_failure_is_shown_and_not_dropped(records: list[Record]) -> None:
 
 def test_a_report_of_experiments_has_their_files(records: list[Record], tmp_path: Path) -> None:
     assert records[0].folder is not None
-    text = build(records[0].folder.parent, tmp_path)[0].read_text(encoding="utf-8")
+    text = report_on(records[0].folder.parent, tmp_path).files[0].read_text(encoding="utf-8")
     for title in ("The authors' example table", "Speedup by batch size", "When is a larger batch free?"):
         assert title in text
     assert text.startswith("# Prefill measurements\n\n## The paper's claims on ")

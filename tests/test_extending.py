@@ -17,7 +17,7 @@ from src.cli import UserError
 from src.prefilling import methods
 from src.prefilling.method import Method
 from src.records.store import Record, read_all
-from src.report.build import build
+from src.report.build import report_on
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -73,7 +73,9 @@ def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Re
 
 @pytest.mark.slow
 def test_its_records_are_reported_also_where_the_method_is_not(measured: tuple[Path, list[Record]]) -> None:
-    summary = build(measured[0])[0].read_text(encoding="utf-8")  # by this tree, which has none of the added files
+    summary = (
+        report_on(measured[0]).files[0].read_text(encoding="utf-8")
+    )  # by this tree, which has none of the added files
     assert "| longest-first" in summary
     assert "| one-by-one" in summary
 

@@ -32,7 +32,7 @@ from src.prefilling.shape import Shape
 from src.records import groups as aggregate
 from src.records import store
 from src.records.store import Record
-from src.report.build import build
+from src.report.build import report_on
 from src.report.sections import faults as section
 from src.workload.batches import shuffled_batches
 from src.workload.profiles import read_profile
@@ -86,7 +86,7 @@ def test_the_report_says_what_each_fault_is_worth(measure: Measure, tmp_path: Pa
     clean = [record for group in aggregate.comparisons(store.read_all(tmp_path / "results")) for record in group.shown]
     assert not section.select(clean)
     measure(ALL, "repeats=4", "experiment=faults", *AS_TINY, "faults=[divide-twice]")
-    page = build(tmp_path / "results")[0].read_text(encoding="utf-8")
+    page = report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
     (line,) = [line for line in page.splitlines() if line.startswith("| divide-twice") and "prepacking" in line]
     per_batch, per_prompt = (float(cell) for cell in line.split("|")[5:7])
     assert per_prompt == pytest.approx(per_batch / 4, abs=0.02)

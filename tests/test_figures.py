@@ -15,7 +15,7 @@ from src.compare.sources import Entry
 from src.records.row import Row
 from src.records.store import Record
 from src.report import methods_as_ratios, plots
-from src.report.build import build
+from src.report.build import report_on
 from src.report.cells import estimate
 from src.report.comparison import comparison_table
 from src.report.sections import dataset_level
@@ -160,7 +160,7 @@ def test_an_interval_is_shown_with_the_digits_that_tell_its_ends_apart(
 
 def test_no_line_below_a_table_begins_with_a_sign_that_markdown_takes(measure: Measure, tmp_path: Path) -> None:
     measure("methods=[full-batching,length-ordered,dataset-prepacking]")
-    text = build(tmp_path / "results")[0].read_text(encoding="utf-8")
+    text = report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith(("* ", "+ ", "> "))] == []
     assert "\n- marked *: an offline oracle" in text
 

@@ -37,7 +37,7 @@ from src.records import groups as aggregate
 from src.records import store as records
 from src.records.row import COLUMNS, FIGURE, HOW, MACHINE, PROVENANCE, SETTING, WORK, Row, key, parts
 from src.records.store import Record
-from src.report.build import build, sections_of
+from src.report.build import report_on, sections_of
 from src.report.comparison import comparison_table
 
 Measure = Callable[..., list[Record]]
@@ -91,7 +91,7 @@ def test_weights_replaced_in_a_folder_are_measured_anew(
     (second,) = of_folder(folder, tmp_path / "r")
     assert "already recorded" not in capsys.readouterr().err
     assert first.row.run_id != second.row.run_id
-    assert len(pandas.read_csv(build(tmp_path / "r")[0].with_name("summary.csv"))) == 2
+    assert len(pandas.read_csv(report_on(tmp_path / "r").files[0].with_name("summary.csv"))) == 2
 
 
 def test_a_models_identity_is_its_content_whatever_it_is_called(saved: Callable[..., Path]) -> None:
@@ -294,7 +294,7 @@ def test_a_table_is_of_one_run_and_a_newer_one_of_fewer_methods_does_not_break_i
         "full-batching": True, "prepacking": True, "padding-free": True, "length-ordered": False,
     }  # fmt: skip
     assert [record.row.run_id for record in found.others] == [later[0].row.run_id]
-    summary = build(tmp_path / "results")[0]
+    summary = report_on(tmp_path / "results").files[0]
     assert len(pandas.read_csv(summary.with_name("summary.csv"))) == 5, "every record is in it"
     assert "1 more measurements of these methods, of other runs" in summary.read_text(encoding="utf-8")
 

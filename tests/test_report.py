@@ -11,7 +11,7 @@ from src.cli import UserError
 from src.records.row import COLUMNS
 from src.records.store import Record, write
 from src.report import __main__ as report
-from src.report.build import build
+from src.report.build import report_on
 
 ALL = "methods=[prepacking,full-batching,length-ordered]"
 REQUIRED = set(
@@ -51,7 +51,7 @@ Measure = Callable[..., list[Record]]
 def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path: Path) -> None:
     measure(ALL)
     measure(ALL, "metric=ttft", "protocol=paper")
-    written = build(tmp_path / "results")
+    written = report_on(tmp_path / "results").files
     out = tmp_path / "results" / "report"
     assert written[0] == out / "summary.md"
     names = {
@@ -81,7 +81,7 @@ def test_methods_measured_in_runs_of_their_own_are_put_side_by_side(measure: Mea
         measure(f"method={method}")
     measure("method=prepacking", "seed=5")
     measure("method=prepacking", "packing=optimal")
-    build(tmp_path / "results")
+    report_on(tmp_path / "results")
     table = pandas.read_csv(tmp_path / "results" / "report" / "summary.csv")
     same = table.groupby("workload_fingerprint")["speedup_over_full_batching"].count()
     assert sorted(same) == [0, 3]
@@ -96,7 +96,7 @@ def test_an_unreadable_record_is_named_and_the_others_are_reported(
     broken.mkdir()
     for content in ('{"schema_version": 1, "row": {', '{"schema_version": 99}', "[]", '{"schema_version": 1}'):
         (broken / "record.json").write_text(content, encoding="utf-8")
-        build(tmp_path / "results")
+        report_on(tmp_path / "results")
         assert f"{broken}: record left out" in capsys.readouterr().err
         assert len(pandas.read_csv(tmp_path / "results" / "report" / "summary.csv")) == 3
 
@@ -107,7 +107,7 @@ def test_a_failed_method_is_marked_in_table_and_plot(measure: Measure, tmp_path:
             record.row.status, record.row.status_reason = "oom", "no room"
             record.row.seconds_per_batch_mean = None
             write(record, tmp_path / "results")
-    build(tmp_path / "results")
+    report_on(tmp_path / "results")
     text = (tmp_path / "results" / "report" / "summary.md").read_text(encoding="utf-8")
     assert "full-batching: oom, no room" in text
     assert "oom" in (tmp_path / "results" / "report" / "summary.csv").read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def test_a_report_of_failures_alone_is_still_a_report(measure: Measure, tmp_path
         record.row.status, record.row.status_reason = "error", "lost"
         record.row.seconds_per_batch_mean = record.row.seconds_per_batch_ci_high = None
         write(record, tmp_path / "results")
-    assert "error, lost" in build(tmp_path / "results")[0].read_text(encoding="utf-8")
+    assert "error, lost" in report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -126,7 +126,7 @@ def test_a_folder_without_records_is_one_clear_line(tmp_path: Path, exists: bool
     if exists:
         (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"results_dir: (no readable record|there is no folder)"):
-        build(tmp_path / "none")
+        report_on(tmp_path / "none")
 
 
 def test_the_command_prints_the_table_and_where_it_is(

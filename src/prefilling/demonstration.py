@@ -31,7 +31,6 @@ class Answered:
     positions: int
     prefill_s: float
     whole_s: float
-    tokens: Any
     texts: list[str]
 
 
@@ -88,10 +87,8 @@ def answer(chosen: ModelConfig, questions: Sequence[str], new_tokens: int, threa
     ]
     packed_whole_s, padded_whole_s = (statistics.median(each) for each in zip(*answers, strict=True))
     found = [
-        Answered("packed", done.computed_tokens, packed_s, packed_whole_s, packed_tokens, texts_of(packed_tokens)),
-        Answered(
-            "padded", padded["input_ids"].numel(), padded_s, padded_whole_s, padded_tokens, texts_of(padded_tokens)
-        ),
+        Answered("packed", done.computed_tokens, packed_s, packed_whole_s, texts_of(packed_tokens)),
+        Answered("padded", padded["input_ids"].numel(), padded_s, padded_whole_s, texts_of(padded_tokens)),
     ]
     show(questions, [len(ids) for ids in prompts], found)
     same = [torch.equal(ours, theirs) for ours, theirs in zip(packed_tokens, padded_tokens, strict=True)]

@@ -67,11 +67,6 @@ class Report:
         return _folder_of(machine, self.sections, self.folder) / page.PAGE
 
 
-def build(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
-    """Write the report of all records below ``results_dir`` and return the files, summary.md first."""
-    return report_on(results_dir, out_dir).files
-
-
 def report_on(results_dir: Path, out_dir: Path | None = None, exports: bool = False) -> Report:
     """Write the report of all records below ``results_dir``.
 

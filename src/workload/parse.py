@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,16 @@ def _begins_as_json(text: str) -> bool:
 
 def _begins_as_table(text: str, known: Collection[str], spaced: bool) -> bool:
     """Whether the first line names columns; ``spaced``: with spaces behind the separators, too, as prose has them."""
-    cells = max((next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in SEPARATORS), key=len)
+    cells = max(_headers(text).values(), key=len)
     if not spaced and any(cell != cell.strip() for cell in cells):
         return False
     return len(cells) > 1 and any(cell.strip().lower() in known for cell in cells)
 
 
-def _first_line(text: str) -> str:
-    return re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0].strip()
+def _headers(text: str) -> dict[str, list[str]]:
+    """The cells of the first line, by the separator that it may have."""
+    first = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0].strip()
+    return {mark: next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS}
 
 
 def _json(text: str, known: Collection[str], on_bad: OnBad) -> Parsed:
@@ -108,7 +110,7 @@ def _json(text: str, known: Collection[str], on_bad: OnBad) -> Parsed:
         whole = [whole]  # a line of token ids
     if not isinstance(whole, list):
         raise ValueError("it holds no records")
-    return _named(whole, [f"record {number}" for number in range(1, len(whole) + 1)])
+    return _named(whole, numbered(whole))
 
 
 def _records_of(whole: dict[str, Any], known: Collection[str]) -> list[Any]:
@@ -145,17 +147,27 @@ def _named(values: list[Any], places: list[str]) -> Parsed:
     return Parsed(values, places, list(names))
 
 
+def numbered(values: Sized) -> list[str]:
+    """The places of records that stand on no line of a file."""
+    return [f"record {number}" for number in range(1, len(values) + 1)]
+
+
+def worth_reading(names: Iterable[str], known: Collection[str], field: str | None) -> list[str]:
+    """Of a table that is stored by columns those that may hold something of use, or were asked for."""
+    return [name for name in names if name == field or name.lower() in known]
+
+
 def _parquet(content: bytes, known: Collection[str], field: str | None) -> Parsed:
     import pyarrow
     from pyarrow import parquet
 
     try:
         names = parquet.read_schema(io.BytesIO(content)).names
-        wanted = [name for name in names if name == field or name.lower() in known]
+        wanted = worth_reading(names, known, field)
         values = parquet.read_table(io.BytesIO(content), columns=wanted).to_pylist() if wanted else []
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from None
-    return Parsed(values, [f"record {number}" for number in range(1, len(values) + 1)], names)
+    return Parsed(values, numbered(values), names)
 
 
 def _table(text: str, field: str | None, on_bad: OnBad) -> Parsed:
@@ -182,7 +194,7 @@ def read_table(text: str, wanted: str, on_bad: OnBad = refuse) -> tuple[list[str
         ValueError: no header, or a name in it twice; among the rows, quotes that do not close. Where a row has more or
             fewer fields than the header, ``on_bad`` is told.
     """
-    headers = {mark: next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in SEPARATORS}
+    headers = _headers(text)
     mark = max(SEPARATORS, key=lambda mark: (wanted in headers[mark], len(headers[mark])))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     header = next((cells for cells in lines if cells), [])

@@ -15,7 +15,7 @@ from ..cli import UserError, warn
 from ..config import DatasetConfig
 from . import files
 from .forms import CHAT, KNOWN, TEXT, TURNS, Found, Item, items_of
-from .parse import Parsed, parse, refuse
+from .parse import Parsed, numbered, parse, refuse, worth_reading
 
 SHIPPED = Path(__file__).parent / "shipped"
 SAID = {  # words in an error of datasets, and the setting that is wrong then
@@ -151,9 +151,9 @@ def read_hub(dataset: DatasetConfig) -> Read:
         problem = f"the cache holds {dataset.hub_id} at {', '.join(sorted(found))}, and {commit} cannot be had"
         raise UserError("dataset.revision", problem, "name one that the cache holds, or try again with the hub")
     detail = f"{dataset.hub_id}@{commit or dataset.revision or 'local'} {dataset.split}"
-    names = [name for name in table.column_names if name == dataset.text_field or name.lower() in KNOWN]
+    names = worth_reading(table.column_names, KNOWN, dataset.text_field)
     values = table.select_columns(names).to_list() if names else []
-    parsed = Parsed(values, [f"record {number}" for number in range(1, len(values) + 1)], table.column_names)
+    parsed = Parsed(values, numbered(values), table.column_names)
     read = items_of(parsed, dataset.hub_id, dataset.text_field, dataset.turns, _refuse_record)
     return Read(read.items, read.form, in_words([read], dataset.turns), detail)
 
