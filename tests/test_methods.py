@@ -289,15 +289,17 @@ def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch
         seen.clear()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["full-batching", "padding-free", "prepacking"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_each_method_is_right_on_a_gpu(family: str, method: str, dtype: torch.dtype) -> None:
-    model = tiny_model(family, dtype, initializer_range=0.05, head_dim=8).cuda()
+def test_each_method_is_verified_on_each_device(family: str, method: str, dtype: torch.dtype, device: str) -> None:
+    model = tiny_model(family, dtype, initializer_range=0.05).to(device)
     engine = make_engine(model, METHODS[method], PrefillOptions())
-    assert ("variable-length" in engine.attention) == (dtype == torch.bfloat16)
+    assert ("variable-length" in engine.attention) == (device == "cuda" and dtype == torch.bfloat16)
     assert verify(model, [(draw_prompts(EDGES["uneven"]), None)], engine, "none").problem is None
 
 

@@ -84,6 +84,11 @@ def test_rules_hold_at_their_limits() -> None:
 def test_a_data_centre_gpus_ordinary_state_is_a_note_and_no_reason() -> None:
     capped = replace(GOOD, throttle_reasons=["software power cap"])
     assert (invalid_reasons(capped), notes_of(capped)) == ([], ["the GPU was held by its software power cap"])
+    slower = replace(capped, sm_clocks_mhz=(1755, 1980))  # as an H100 does under full batches
+    assert invalid_reasons(slower) == []
+    assert notes_of(slower) == [*notes_of(capped), "the SM clock moved between 1755 and 1980 MHz"]
+    slower_and_hot = replace(slower, throttle_reasons=["software power cap", "hardware thermal slowdown"])
+    assert len(invalid_reasons(slower_and_hot)) == 2
     hot = replace(GOOD, throttle_reasons=["software power cap", "software thermal slowdown"])
     assert invalid_reasons(hot) == ["the GPU was throttled (software thermal slowdown)"]
     assert notes_of(hot) == notes_of(capped)

@@ -53,9 +53,8 @@ class Evidence:
 def invalid_reasons(seen: Evidence) -> list[str]:
     """Why this measurement should not be relied upon; empty where nothing speaks against it."""
     reasons = []
-    if seen.sm_clocks_mhz is not None and _moved(*seen.sm_clocks_mhz):
-        low, high = seen.sm_clocks_mhz
-        reasons.append(f"the SM clock moved between {low:.0f} and {high:.0f} MHz")
+    if (moved := _sm_clock_moved(seen)) and not _held_by_the_cap_alone(seen):
+        reasons.append(moved)
     if slowed := [reason for reason in seen.throttle_reasons if reason not in ORDINARY]:
         reasons.append(f"the GPU was throttled ({', '.join(slowed)})")
     if seen.other_processes:
@@ -95,6 +94,8 @@ def _taken(cpu: CpuUse) -> list[str]:
 def notes_of(seen: Evidence) -> list[str]:
     """What a reader should know of this measurement although it does not make it invalid."""
     notes = [f"the GPU was held by its {reason}" for reason in seen.throttle_reasons if reason in ORDINARY]
+    if (moved := _sm_clock_moved(seen)) and _held_by_the_cap_alone(seen):
+        notes.append(moved)
     if not seen.utilization_valid:
         notes.append("too few averaging windows for a utilization")
     if seen.rising_clock_mhz is not None and seen.sm_clocks_mhz is not None:
@@ -102,6 +103,23 @@ def notes_of(seen: Evidence) -> list[str]:
         if _moved(low, high):
             notes.append(f"at the start of a pass the SM clock was still rising from {low:.0f} to {high:.0f} MHz")
     return notes
+
+
+def _sm_clock_moved(seen: Evidence) -> str | None:
+    """How far the GPU's clock moved within the timed passes, in words; None where it hardly did, or is not known."""
+    if seen.sm_clocks_mhz is None or not _moved(*seen.sm_clocks_mhz):
+        return None
+    low, high = seen.sm_clocks_mhz
+    return f"the SM clock moved between {low:.0f} and {high:.0f} MHz"
+
+
+def _held_by_the_cap_alone(seen: Evidence) -> bool:
+    """Whether what moved the clock was the load itself: it is lowered until the power stays within the card's limit.
+
+    A method that keeps an H100 busy gets 1,755 MHz where one that leaves it idle now and then gets 1,980: that is what
+    it gets in service, too.
+    """
+    return bool(seen.throttle_reasons) and all(reason in ORDINARY for reason in seen.throttle_reasons)
 
 
 def _moved(low_mhz: float, high_mhz: float) -> bool:

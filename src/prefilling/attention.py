@@ -131,6 +131,11 @@ class Segments:
     window: int | None
 
     @property
+    def spare_rows(self) -> int:
+        """How many rows the line needs behind its tokens: one that the right pads of groups read and write, or none."""
+        return 1 if self.offsets is None else 0
+
+    @property
     def kernel(self) -> str:
         """What serves: ``varlen`` or ``segments``."""
         return "segments" if self.offsets is None else "varlen"
@@ -182,18 +187,22 @@ def plan_segments(starts: Ints, lengths: Ints, tokens: int, window: int | None, 
     return Segments(groups, None, longest, window)
 
 
-def attend(qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, segments: Segments, out: torch.Tensor) -> None:
-    """Causal attention within each segment, into ``out``.
+def attend(
+    qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, segments: Segments, out: torch.Tensor
+) -> torch.Tensor:
+    """Causal attention within each segment.
 
     Args:
-        qkv: [tokens + 1, heads + 2 * kv_heads, head_dim], queries, keys and values side by side; the last row is spare.
-        out: [tokens + 1, heads * head_dim]; rows that no segment covers are left as they are.
+        qkv: [tokens + spare rows, heads + 2 * kv_heads, head_dim], queries, keys and values side by side.
+        out: [tokens + spare rows, heads * head_dim], which groups are written into; rows that none covers are left as
+            they are.
+
+    Returns:
+        What was attended, as ``out`` has it: ``out`` itself, or the variable-length kernel's own output.
     """
     if segments.offsets is not None:
-        tokens = len(qkv) - 1
-        q, k, v = qkv[:tokens].split([heads, kv_heads, kv_heads], dim=1)
-        out[:tokens] = _varlen(q, k, v, scale, segments).flatten(1)
-        return
+        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        return _varlen(q, k, v, scale, segments).flatten(1)
     for group in segments.groups:
         q, k, v = group.take(qkv).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
         if segments.window is not None and group.width > segments.window:
@@ -201,6 +210,7 @@ def attend(qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, segments:
         else:
             found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != kv_heads)
         group.put(out, found.transpose(1, 2).flatten(2))
+    return out
 
 
 def _windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
@@ -223,7 +233,7 @@ def _windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, w
 
 
 def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, segments: Segments) -> torch.Tensor:
-    """One kernel over all segments: [tokens, heads, head_dim] each."""
+    """One kernel over all segments: [tokens, heads, head_dim] each; the last dimension has to be contiguous."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert segments.offsets is not None
@@ -234,7 +244,7 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, seg
         else:  # torch 2.11 and 2.12: keys and values once for each query head
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     found = varlen_attn(
-        q.contiguous(), k.contiguous(), v.contiguous(), segments.offsets, segments.offsets, segments.longest,
+        q, k, v, segments.offsets, segments.offsets, segments.longest,
         segments.longest, scale=scale, window_size=((segments.window or 0) - 1, 0), **grouped,
     )  # fmt: skip
     assert isinstance(found, torch.Tensor)
@@ -264,8 +274,9 @@ def _own_attention(
     The window is the layer's own, as some models have it in some layers only.
     """
     (rows, heads, width, head_dim), kv_heads = query.shape, key.shape[1]
-    line = query.new_zeros(rows * width + 1, heads + 2 * kv_heads, head_dim)
-    line[:-1] = torch.cat([query, key, value], dim=1).transpose(1, 2).flatten(0, 1)
-    out = query.new_zeros(rows * width + 1, heads * head_dim)
-    attend(line, heads, kv_heads, scaling, replace(segments, window=sliding_window), out)
-    return out[:-1].view(rows, width, heads, head_dim), None
+    tokens, segments = rows * width, replace(segments, window=sliding_window)
+    line = query.new_zeros(tokens + segments.spare_rows, heads + 2 * kv_heads, head_dim)
+    line[:tokens] = torch.cat([query, key, value], dim=1).transpose(1, 2).flatten(0, 1)
+    out = query.new_zeros(len(line), heads * head_dim)
+    out = attend(line, heads, kv_heads, scaling, segments, out)
+    return out[:tokens].view(rows, width, heads, head_dim), None

@@ -12,6 +12,8 @@ from transformers.cache_utils import DynamicCache
 
 from .layout import Layout
 
+WIDE = torch.complex128  # a type of 16 bytes, for copies of what is really something else
+
 
 def new_cache() -> DynamicCache:
     """An empty cache that keeps every position.
@@ -56,7 +58,8 @@ class CacheWriter:
         line = self._lines[layer]
         if line is None:
             line = self._lines[layer] = _zeros(self.spare + 1, kv)
-        line.index_copy_(0, self.places.to(kv.device), kv)  # layers of a model that is split are on several devices
+        places = self.places.to(kv.device)  # layers of a model that is split are on several devices
+        _scatter(line, places, kv)
         self._laps("unpack")
 
     def cache(self) -> DynamicCache:
@@ -71,6 +74,19 @@ class CacheWriter:
             layer: Any = found.layers[number]
             layer.keys, layer.values = keys, values
         return found
+
+
+def _scatter(line: torch.Tensor, places: torch.Tensor, kv: torch.Tensor) -> None:
+    """Copy rows into ``line``. On a GPU 16 bytes at a time: one that copies element by element is bound by their number.
+
+    Both have to lie so that 16 bytes are aligned, which heads of any usual size do.
+    """
+    size = WIDE.itemsize // kv.element_size()
+    wide = kv.device.type == "cuda" and all(
+        number % size == 0 for each in (line, kv) for number in (each.shape[1], each.stride(0), each.storage_offset())
+    )
+    line, kv = (line.view(WIDE), kv.view(WIDE)) if wide else (line, kv)
+    line.index_copy_(0, places, kv)
 
 
 def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:

@@ -162,19 +162,19 @@ class FusedForward:
             [k, hidden], normed, the input of the model's output layer at each prompt's last token.
         """
         tokens, heads, kv_heads = token_ids.numel(), self.heads, self.kv_heads
-        # One more row at the end, which the right pads of attention groups read and write.
-        x = functional.embedding(functional.pad(token_ids.view(-1), (0, 1)), self._embed.weight)
-        line = functional.pad(positions.view(1, -1), (0, 1))
+        more = segments.spare_rows
+        x = functional.embedding(functional.pad(token_ids.view(-1), (0, more)), self._embed.weight)
+        line = functional.pad(positions.view(1, -1), (0, more))
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
-        attended = x.new_zeros(tokens + 1, heads * self.head_dim)
+        attended = x.new_zeros(len(x), heads * self.head_dim)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(_rms(layer.attention_norm, x)).view(tokens + 1, heads + 2 * kv_heads, self.head_dim)
+            qkv = layer.qkv(_rms(layer.attention_norm, x)).view(len(x), heads + 2 * kv_heads, self.head_dim)
             if layer.query_norm is not None:
                 qkv[:, :heads] = _rms(layer.query_norm, qkv[:, :heads])
                 qkv[:, heads:-kv_heads] = _rms(layer.key_norm, qkv[:, heads:-kv_heads])
             _rotate(qkv[:, :-kv_heads], cos, sin)
             keep(number, qkv[:tokens, heads:].flatten(1))
-            attend(qkv, heads, kv_heads, self._scale, segments, attended)
+            attended = attend(qkv, heads, kv_heads, self._scale, segments, attended)
             del qkv  # free it before the MLP needs memory
             if number == len(self._layers) - 1:
                 x, attended = x[last], attended[last]
