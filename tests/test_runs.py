@@ -282,7 +282,8 @@ def test_quantized_weights_are_measured(measure: Measure, loadbit: str) -> None:
 @pytest.mark.parametrize("loadbit", ["none", "4"])
 def test_a_gpu_comparison_has_memory_and_telemetry(tmp_path: Path, loadbit: str) -> None:
     config, _ = compose([ALL, "device=cuda", f"loadbit={loadbit}", "metric=ttft", "model=llama-110m", "num_prompts=64",
-                         "dataset.source=profile", "batch_size=16", f"results_dir={tmp_path}"])  # fmt: skip
+                         "dataset.source=profile", "batch_size=16", "utilization_loop_s=1",
+                         f"results_dir={tmp_path}"])  # fmt: skip
     for record in runner.measure(prepare(config)):
         assert record.row.status == "ok", record.row.status_reason
         assert record.row.dtype == "bfloat16"

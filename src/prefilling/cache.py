@@ -77,7 +77,7 @@ class CacheWriter:
 
 
 def _scatter(line: torch.Tensor, places: torch.Tensor, kv: torch.Tensor) -> None:
-    """Copy rows into ``line``. On a GPU 16 bytes at a time: one that copies element by element is bound by their number.
+    """Copy rows into ``line``; on a GPU 16 bytes at a time, for copying by elements is bound by their number.
 
     Both have to lie so that 16 bytes are aligned, which heads of any usual size do.
     """
