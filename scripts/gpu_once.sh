@@ -12,8 +12,9 @@
 # stages   what to do, in this order
 # experiment  what to measure: names of configs/experiment/ with commas between them; fewer are planned sooner
 #
-# PYTHON names the interpreter (python3). Where the tree was carried without .git, PREPACK_BENCH_COMMIT says which commit
-# it is: `scripts/share.py check` compares it with the code that measured. docs/gpu.md has the whole way.
+# PYTHON names the interpreter (python3). Where the tree was carried without .git, or over a checkout of another commit,
+# PREPACK_BENCH_COMMIT says which commit it is: `scripts/share.py check` compares it with the code that measured.
+# docs/gpu.md has the whole way.
 set -u
 fail() { echo "error: $1" >&2; exit 2; }
 seconds=780 out=gpu_once wheels='' scale=gpu stages=tests,smoke,records experiment=all python=${PYTHON:-python3}

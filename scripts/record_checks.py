@@ -140,14 +140,14 @@ def _private(folder: Path, content: object, home: str | None) -> Iterator[str]:
 
 
 def _check_commit(manifest: dict[str, Any]) -> Iterator[str]:
-    """Whether a commit that was given, where there was no repository to ask, has the code that measured.
+    """Whether a commit that was given has the code that measured.
 
     Where there is still none, whoever gets the records has to check it.
     """
     if not manifest.get("git_commit_given") or not (ROOT / ".git").exists():
         return
     commit = str(manifest.get("git_commit"))
-    there = _code_hash_of(commit)
+    there = code_hash_of(commit)
     if there is None:
         yield f"its commit {commit[:12]} was given, and is not in this repository: fetch it to check it"
     elif there != manifest.get("code_hash"):
@@ -155,7 +155,7 @@ def _check_commit(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 @functools.cache
-def _code_hash_of(commit: str) -> str | None:
+def code_hash_of(commit: str) -> str | None:
     """``code_hash`` of a commit of this checkout's repository; None where it has no such commit."""
     if not re.fullmatch("[0-9a-f]{40}", commit):  # so that it is no option of git's
         return None

@@ -3,6 +3,8 @@
 ``pack`` makes one archive of all records below a machine's folder, and none where ``check`` would find a problem: what
 is left out of a set of results is a choice that nobody sees. Records that are INVALID or failed belong to it.
 ``check`` reads an archive or a folder: schema, samples against the row, names, nothing private.
+``commit`` says afterwards which commit measured, where a tree was carried over a checkout of another one, so that its
+records call it changed: the code that measured has to be that commit's.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from record_checks import FILES, Found, check_folder, folders_of
+from record_checks import FILES, Found, check_folder, code_hash_of, folders_of
 
 from src.cli import Parser, UserError, guarded
+from src.measure.validity import CHANGED_TREE
 from src.records import store as records
 
 ENDING = ".tar.gz"
@@ -155,6 +158,32 @@ def check(typed: str) -> int:
     return _tell(found)
 
 
+def commit(typed: str, name: str) -> int:
+    """Give records of a changed tree the commit that has the code they were measured with; a note of each says so."""
+    root = Path(typed).expanduser()
+    every = {folder: records.read_content(folder) for folder in folders_of(root)} if root.is_dir() else {}
+    changed = {folder: content for folder, content in every.items() if content["manifest"].get("git_dirty")}
+    if not changed:
+        raise UserError(typed, "holds no record of a changed tree", "name the folder of a machine below results/")
+    if (there := code_hash_of(name)) is None:
+        raise UserError(plain(name), "is no commit of this repository", "give its 40 hex digits; fetch it first")
+    if other := {str(content["manifest"].get("code_hash")) for content in changed.values()} - {there}:
+        raise UserError(
+            name, f"its code is {there}; what measured is {', '.join(sorted(other))}", "give another commit"
+        )
+    for folder, content in changed.items():
+        row, made = content["row"], content["manifest"]
+        note = f"the commit was found afterwards, by its code: the tree had been carried over {made['git_commit'][:12]}"
+        made |= {"git_commit": name, "git_commit_given": True, "git_dirty": None}
+        row["notes"] = "; ".join(filter(None, [row["notes"], note]))
+        if row["invalid_reasons"]:
+            reasons = [reason for reason in row["invalid_reasons"].split("; ") if reason != CHANGED_TREE]
+            row["invalid_reasons"], row["valid"] = "; ".join(reasons) or None, not reasons
+        records.write_json(folder / records.RECORD_FILE, content)
+    print(f"{len(changed)} records are of {name[:12]}, which has their code ({there})")
+    return 0
+
+
 def main() -> int:
     """0: fine; 1: problems, one per line; 2: bad input."""
     parser = Parser(
@@ -167,7 +196,12 @@ def main() -> int:
     packing.add_argument("folder", help="results/<machine>")
     packing.add_argument("--out", metavar="FILE", help=f"where to; default <machine>{ENDING} here")
     commands.add_parser("check", help="check what was sent").add_argument("path", help=f"a {ENDING} or a folder")
+    settling = commands.add_parser("commit", help="say afterwards which commit measured")
+    settling.add_argument("folder", help="results/<machine>")
+    settling.add_argument("commit", help="40 hex digits")
     options = parser.parse_args()
+    if options.command == "commit":
+        return commit(options.folder, options.commit)
     return pack(options.folder, options.out) if options.command == "pack" else check(options.path)
 
 

@@ -20,7 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 # What makes a figure: settings, statistics, prompts, methods, and the measuring of them.
 MEASURING_CODE = ("config.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
-GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree without a repository; scripts/share.py checks it
+GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree carried without its repository; scripts/share.py checks it
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
@@ -66,7 +66,7 @@ def _installed_commit() -> str | None:
 
 
 def _given_commit() -> str | None:
-    """The commit of this tree as given by the person who copied it here without its repository.
+    """The commit of this tree as given by the person who copied it here, without its repository or over another one.
 
     Raises:
         UserError: it is no commit's full name.
@@ -78,17 +78,19 @@ def _given_commit() -> str | None:
 
 
 def commit() -> tuple[str | None, bool]:
-    """The commit of the source tree, and whether it was given because the tree has no repository.
+    """The commit of the source tree, and whether it was given, by one who knows better than a repository here.
 
     Raises:
         UserError: what was given is no commit's full name.
     """
     known, given = _git("rev-parse", "HEAD") or _installed_commit(), _given_commit()
-    return known or given, bool(given and not known)
+    return given or known, bool(given and given != known)
 
 
 def is_changed() -> bool | None:
-    """Whether sources or settings differ from the commit; None where there is no repository."""
+    """Whether sources or settings differ from the commit; None where no repository can tell, or a commit was given."""
+    if commit()[1]:
+        return None
     changed = _git("status", "--porcelain", "--", "src", "configs", "pyproject.toml")
     return None if changed is None else bool(changed)
 

@@ -270,8 +270,13 @@ def test_a_tree_without_a_repository_is_of_the_commit_that_is_given(monkeypatch:
     monkeypatch.setenv(provenance.GIVEN_COMMIT, "0123456789" * 4)
     made = machine.manifest(CPU)
     assert (made["git_commit"], made["git_commit_given"], made["git_dirty"]) == ("0123456789" * 4, True, None)
-    monkeypatch.setattr(provenance, "_git", lambda *_: "a" * 40)  # where there is one, it says what it is itself
-    assert machine.manifest(CPU)["git_commit"] == "a" * 40
+    # A tree may be carried over a checkout of another commit, from which it then differs.
+    monkeypatch.setattr(provenance, "_git", lambda *asked: "a" * 40 if asked[0] == "rev-parse" else " M src/run.py")
+    made = machine.manifest(CPU)
+    assert (made["git_commit"], made["git_commit_given"], made["git_dirty"]) == ("0123456789" * 4, True, None)
+    monkeypatch.setenv(provenance.GIVEN_COMMIT, "a" * 40)  # what the checkout says itself needs nobody's word
+    made = machine.manifest(CPU)
+    assert (made["git_commit"], "git_commit_given" in made, made["git_dirty"]) == ("a" * 40, False, True)
     monkeypatch.setenv(provenance.GIVEN_COMMIT, "main")
     with pytest.raises(UserError, match="PREPACK_BENCH_COMMIT: 'main'; give the 40 hex digits"):
         machine.manifest(CPU)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from src.compose import compose
 from src.measure.plan import prepare
 from src.measure.runner import measure as run
+from src.measure.validity import CHANGED_TREE
 from src.provenance import code_hash
 from src.records import schema
 from src.records import store as records
@@ -488,6 +489,35 @@ def test_a_commit_that_was_given_has_to_have_the_code_that_measured(
         assert f"its commit {strange[:12]} was given, and is not in this repository: fetch it to check it" in out
     monkeypatch.setattr(record_checks, "ROOT", tmp_path)  # where it was measured there is no repository to ask
     assert call(share.main, "check", str(machine))[0] == 0
+
+
+@pytest.mark.skipif(not commits("rev-parse", "HEAD"), reason="needs the repository, this tree has none")
+def test_a_commit_is_said_afterwards_where_its_code_measured(machine: Path, call: Call) -> None:
+    head = commits("rev-parse", "HEAD")
+    there = record_checks.code_hash_of(head)
+    for record in records.read_all(machine):
+        assert record.folder
+        edit(record.folder, "manifest", git_commit="a" * 40, git_dirty=True, code_hash=there)
+        edit(record.folder, valid=False, invalid_reasons=f"one reason; {CHANGED_TREE}", notes="a note")
+    edit(of(machine), invalid_reasons=CHANGED_TREE)
+    assert call(share.main, "commit", str(machine), "0" * 40) == (
+        2, "", f"error: {'0' * 40}: is no commit of this repository; give its 40 hex digits; fetch it first\n"
+    )  # fmt: skip
+    assert call(share.main, "commit", str(machine), head)[0] == 0
+    found = {record.row.method: record for record in records.read_all(machine)}
+    assert (found["prepacking"].row.valid, found["prepacking"].row.invalid_reasons) == (True, None)
+    assert (found["full-batching"].row.valid, found["full-batching"].row.invalid_reasons) == (False, "one reason")
+    for record in found.values():
+        note = "the commit was found afterwards, by its code: the tree had been carried over aaaaaaaaaaaa"
+        assert record.row.notes == f"a note; {note}"
+        made = record.manifest
+        assert (made["git_commit"], made["git_commit_given"], made["git_dirty"]) == (head, True, None)
+    code, _, err = call(share.main, "commit", str(machine), head)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds no record of a changed tree" in err
+    edit(of(machine), "manifest", git_dirty=True, code_hash="0" * 12)
+    code, _, err = call(share.main, "commit", str(machine), head)
+    assert (code, err) == (2, f"error: {head}: its code is {there}; what measured is {'0' * 12}; give another commit\n")
 
 
 # --- the table of machines

@@ -16,6 +16,7 @@ STOLEN = 0.05  # share of the cores' time that the host of a virtual machine may
 THROTTLED = 0.01  # share in which the limit of a control group may hold the process; while it does, all threads stand
 UNSETTLED = 0.10  # share by which the first timed repeat may be slower than the slowest of the later ones
 REPEATS_TO_SETTLE = 3  # fewer say nothing about whether the first was slow
+CHANGED_TREE = "the source tree has uncommitted changes"
 ORDINARY = ("software power cap",)  # what holds clocks down in a GPU's ordinary state under full load
 
 
@@ -70,7 +71,7 @@ def invalid_reasons(seen: Evidence) -> list[str]:
         low, high = seen.cpu_clocks_mhz
         reasons.append(f"the processor's clock moved between {low:.0f} and {high:.0f} MHz")
     if seen.tree_dirty:
-        reasons.append("the source tree has uncommitted changes")
+        reasons.append(CHANGED_TREE)
     if seen.swapped_mb is not None and seen.swapped_mb > 0:
         reasons.append(f"{seen.swapped_mb:.1f} MB of the process were swapped out")
     if seen.faults:

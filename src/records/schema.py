@@ -22,7 +22,7 @@ MANIFEST = {
     "system": ("str", "operating system and its release"),
     "packages": ("dict", "version of each package that matters; null: not installed"),
     "git_commit": ("str | None", "of the source tree; null: none is known"),
-    "git_commit_given": ("bool", "the commit was given by the person who copied the tree without its repository"),
+    "git_commit_given": ("bool", "the commit was given by the person who carried the tree there"),
     "git_dirty": ("bool | None", "whether sources or settings differed from that commit"),
     "code_hash": ("str", "over every source file that takes part in a measurement"),
     "cpu": ("str", "model of the processor"),
