@@ -30,6 +30,7 @@ from src.records.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (records.RECORD_FILE, "samples.csv", "config.yaml")
+ALL_FILES = (*FILES, records.REQUESTS_FILE)  # the last of runs under load alone
 MOST_CONFIG_BYTES = 100_000  # settings take two thousand; a YAML of megabytes takes minutes to read
 ROUNDING = 1e-6
 BASELINE = "full-batching"
@@ -112,6 +113,7 @@ def _check_record(
     row = schema.check(content)
     samples = _read_samples(folder / "samples.csv")
     problems = [*_private(folder, content, home), *_check_samples(row, samples), *_check_commit(content["manifest"])]
+    problems += _check_requests(folder, row) if row.arrivals and row.status == "ok" else []
     if row.run_id != folder.name:
         problems.append(f"its run_id is '{row.run_id}', not the folder's name")
     if content["prompt_lengths"] and len(content["prompt_lengths"]) != row.num_prompts:
@@ -127,7 +129,7 @@ def _place(error: jsonschema.ValidationError) -> str:
 
 def _private(folder: Path, content: object, home: str | None) -> Iterator[str]:
     """What stands in a record's files that says who measured it; as text, and as JSON's escapes mean it."""
-    for name in FILES:
+    for name in (name for name in ALL_FILES if (folder / name).is_file()):
         text = (folder / name).read_text(encoding="utf-8", errors="replace")
         if name == records.RECORD_FILE:
             text += json.dumps(content, ensure_ascii=False)
@@ -203,6 +205,22 @@ def _check_samples(row: Row, samples: Seconds) -> Iterator[str]:
     if mean is None or said is None or not math.isclose(mean, said, rel_tol=ROUNDING):
         shown = ["none" if value is None else f"{value:.6g} s" for value in (said, mean)]
         yield f"seconds_per_batch_mean is {shown[0]}, that of the samples {shown[1]}"
+
+
+def _check_requests(folder: Path, row: Row) -> Iterator[str]:
+    """Whether the row's waits are those of the prompts."""
+    try:
+        with (folder / records.REQUESTS_FILE).open(newline="", encoding="utf-8") as file:
+            waited = [float(line["first_token_s"]) - float(line["arrival_s"]) for line in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        yield f"{records.REQUESTS_FILE} cannot be read ({error})"
+        return
+    if len(waited) != row.num_prompts:
+        yield f"{records.REQUESTS_FILE} has {len(waited)} prompts, the row {row.num_prompts}"
+    elif row.ttft_mean_s is None or not math.isclose(
+        math.fsum(waited) / len(waited), row.ttft_mean_s, rel_tol=ROUNDING
+    ):
+        yield f"ttft_mean_s is {row.ttft_mean_s}, that of the prompts {math.fsum(waited) / len(waited):.6g} s"
 
 
 def _check_speedups(rows: list[Row], seconds: dict[str, Seconds]) -> Iterator[str]:

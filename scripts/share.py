@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from record_checks import FILES, Found, check_folder, code_hash_of, folders_of
+from record_checks import ALL_FILES, Found, check_folder, code_hash_of, folders_of
 
 from src.cli import Parser, UserError, guarded
 from src.measure.validity import CHANGED_TREE
@@ -36,7 +36,7 @@ def archive_of(root: Path) -> bytes:
     Raises:
         UserError: it is larger than may be sent.
     """
-    paths = [folder / name for folder in folders_of(root) for name in FILES]
+    paths = [path for folder in folders_of(root) for name in ALL_FILES if (path := folder / name).is_file()]
     unpacked = sum(path.stat().st_size for path in paths)
     remedy = "pack the folders of several experiments apart"
     if unpacked > UNPACKED_MB * MB or len(paths) > MOST_FILES:
@@ -100,7 +100,7 @@ def _unpack(path: Path, tar: tarfile.TarFile, into: Path) -> list[str]:
         seen.add(name)
         if member.isdir():
             continue
-        if name.name not in FILES or len(name.parts) < 3 or any(part.startswith(".") for part in name.parts):
+        if name.name not in ALL_FILES or len(name.parts) < 3 or any(part.startswith(".") for part in name.parts):
             strays.append(f"{shown}: no part of a record below a machine's folder")
             continue
         tar.extract(member, into, set_attrs=False, filter="data")

@@ -21,6 +21,9 @@ SERVING = ("continuous-batching", "vllm")
 ADDED = tuple(
     sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefilling" / "added").glob("[!_]*.py"))
 )
+POLICIES = tuple(
+    sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "queueing" / "policies").glob("[!_]*.py"))
+)
 METHODS = ("full-batching", "length-ordered", "prepacking", "dataset-prepacking", "padding-free", *SERVING, *ADDED)
 REFERENCE = "reference"
 FAULTS = {
@@ -54,6 +57,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.turns": ("all", "first", "last"),
     "scale": ("auto", "cpu", "gpu"),
     "device_map": ("auto", "sequential"),
+    "arrivals": ("all", "poisson", "gamma", "trace"),
+    "policy": POLICIES,
+    "clock": ("virtual", "real"),
 }
 
 
@@ -120,6 +126,17 @@ class Config:
     max_repeats: int = field(default=30, metadata=CARE)
     noise_floor: float = field(default=0.01, metadata=FREE)
     warmup: int = field(default=1, metadata=CARE)
+    arrivals: str = field(default="all", metadata=NAMED)
+    rate: float | None = field(default=None, metadata=NAMED)
+    burstiness: float = field(default=0.25, metadata=NAMED)
+    trace: str | None = field(default=None, metadata=NAMED)
+    policy: str = field(default="fifo", metadata=NAMED)
+    token_budget: int = field(default=8192, metadata=NAMED)
+    lookahead: int | None = field(default=None, metadata=NAMED)
+    buckets: Any = field(default=4, metadata=NAMED)
+    ageing: float = field(default=1000.0, metadata=NAMED)
+    clock: str = field(default="virtual", metadata=NAMED)
+    slo_ms: float | None = None
     seed: int = field(default=0, metadata=NAMED)
     device: str = field(default="auto", metadata=NAMED)
     device_map: str | None = field(default=None, metadata=NAMED)
@@ -145,6 +162,16 @@ class Config:
         """The methods that this run measures side by side."""
         return tuple(self.methods) if self.methods else (self.method,)
 
+    @property
+    def under_load(self) -> bool:
+        """Whether prompts arrive one by one, and wait."""
+        return self.arrivals != "all"
+
+    @property
+    def searches_rate(self) -> bool:
+        """Whether the largest rate within the objective is looked for."""
+        return self.under_load and self.rate is None
+
 
 def check(config: Config) -> None:
     """Check every setting that can be judged without a model, data or device.
@@ -165,6 +192,9 @@ def check(config: Config) -> None:
         "dataset.source": config.dataset.source,
         "dataset.turns": config.dataset.turns,
         "scale": config.scale,
+        "arrivals": config.arrivals,
+        "policy": config.policy,
+        "clock": config.clock,
     }
     for setting, value in chosen.items():
         _one_of(setting, value, CHOICES[setting])
@@ -231,12 +261,81 @@ def check(config: Config) -> None:
     ):
         if not 0 <= seconds <= most:  # also refuses NaN
             raise UserError(setting, f"{seconds} s", f"give 0 (off) to {most} seconds")
+    _check_load(config)
     if config.batch_size > config.num_prompts:
         raise UserError(
             "batch_size",
             f"{config.batch_size} is larger than the data (num_prompts={config.num_prompts})",
             "lower batch_size or raise num_prompts",
         )
+
+
+ONLY_UNDER_LOAD = (
+    "rate",
+    "burstiness",
+    "trace",
+    "policy",
+    "token_budget",
+    "lookahead",
+    "buckets",
+    "ageing",
+    "clock",
+    "slo_ms",
+)
+OF_ARRIVALS = {"burstiness": "gamma", "trace": "trace"}
+OF_POLICY = {"token_budget": "token-budget", "lookahead": "lookahead", "buckets": "buckets", "ageing": "shortest-first"}
+
+
+def _check_load(config: Config) -> None:
+    """What says how prompts arrive and who is served next."""
+    default = Config()
+    changed = [name for name in ONLY_UNDER_LOAD if getattr(config, name) != getattr(default, name)]
+    if not config.under_load:
+        if changed:
+            problem = "has no effect with arrivals=all, where every prompt is there from the start"
+            raise UserError(changed[0], problem, "add arrivals=poisson, or leave it out")
+        return
+    for names, chosen, setting in ((OF_ARRIVALS, config.arrivals, "arrivals"), (OF_POLICY, config.policy, "policy")):
+        for name, needed in names.items():
+            if name in changed and chosen != needed:
+                raise UserError(
+                    name, f"has no effect with {setting}={chosen}", f"use {setting}={needed}, or leave it out"
+                )
+    for setting, number in (("rate", config.rate), ("burstiness", config.burstiness), ("slo_ms", config.slo_ms)):
+        if number is not None and not 0 < number < float("inf"):  # also refuses NaN
+            raise UserError(setting, f"{number:g}", "give a number above 0")
+    for setting, count in (("token_budget", config.token_budget), ("lookahead", config.lookahead)):
+        if count is not None and count < 1:
+            raise UserError(setting, f"{count} is too small", "give a whole number of 1 or more")
+    if config.lookahead is not None and config.lookahead < config.batch_size:
+        problem = f"{config.lookahead} is less than a batch (batch_size={config.batch_size})"
+        raise UserError("lookahead", problem, "look at one batch or more")
+    if not 0 < config.ageing < float("inf"):
+        raise UserError(
+            "ageing", f"{config.ageing:g} tokens a second", "give a number above 0, or nobody long is served"
+        )
+    ends = config.buckets if isinstance(config.buckets, list) else None
+    whole = all(type(end) is int and end > 0 for end in (ends if ends is not None else [config.buckets]))
+    if not whole or (ends is not None and (not ends or sorted(set(ends)) != ends)):
+        problem = f"{config.buckets}"
+        raise UserError("buckets", problem, "give how many, or the lengths at which they end, ascending: [64,256,1024]")
+    if config.searches_rate and config.slo_ms is None:
+        problem = "is needed to look for the largest rate that keeps it"
+        raise UserError("slo_ms", problem, "give milliseconds to the first token, or rate= prompts a second")
+    for setting, wrong, remedy in (
+        ("metric", config.metric != "ttft", "add metric=ttft: what is waited for is the first token"),
+        ("protocol", config.protocol != "modern", "use protocol=modern: the authors' code serves no arrivals"),
+        ("faults", bool(config.faults), "leave them out: they are of the authors' measuring loop"),
+        ("num_prompts", config.num_prompts < 2, "give 2 or more: one prompt has no rate"),
+    ):
+        if wrong:
+            raise UserError(setting, f"{getattr(config, setting)} does not go with arrivals={config.arrivals}", remedy)
+    if config.clock != "real" and (served := set(config.compared_methods) & set(SERVING)):
+        raise UserError("clock", f"{sorted(served)[0]} serves in real time only", "use clock=real, or leave it out")
+    for name in config.compared_methods:
+        if name in ("length-ordered", "dataset-prepacking"):
+            problem = f"{name} needs all prompts before its first batch, and they have not arrived"
+            raise UserError("method", problem, "use policy=lookahead with full-batching or prepacking")
 
 
 def _check_split(config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 
 from . import places
 from .authors import in_our_words
@@ -31,7 +32,7 @@ def main() -> int:
     def task(composed: Any) -> None:
         # One bad value in a sweep must not keep the other runs from being measured.
         try:
-            code = run_apart(typed(composed))
+            code = _measure(typed(composed), list(HydraConfig.get().overrides.task))
         except BAD_INPUT as error:
             code = report(error)
         if code and "SUBMITIT_EXECUTOR" in os.environ:
@@ -51,6 +52,15 @@ def main() -> int:
         print(f"error: {' '.join(lines[:2])}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 1
     return max(codes, default=0)
+
+
+def _measure(config: Config, overrides: list[str]) -> int:
+    """Measure a configuration, or search for the rate that it leaves open. Returns 0, or 1 where a method failed."""
+    if not config.searches_rate:
+        return run_apart(config)
+    from .jobs import largest_rate  # it imports torch, which takes seconds, and no other run needs it here
+
+    return largest_rate.search_and_print(config, overrides)
 
 
 def _arrange_arguments() -> None:

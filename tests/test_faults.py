@@ -251,7 +251,7 @@ def test_an_experiment_leaves_out_the_fault_that_its_prompts_do_not_allow(
 ) -> None:
     small = [*TINY_OVERRIDES, "protocol=paper", f"results_dir={tmp_path}"]
     runs = {"faults": [[*small, f"faults=[{name}]"] for name in ("divide-twice", "sort-by-characters")]}
-    (task,) = agenda.tasks_of(runs, None)
+    (task,) = agenda.tasks_of(runs, ())
     assert task.plans[0].faults == ("divide-twice",)
     said = "note: faults: left out: faults: sort-by-characters needs prompts with text; use dataset=file"
     assert capsys.readouterr().err.startswith(said)

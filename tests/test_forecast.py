@@ -95,7 +95,11 @@ def test_a_file_of_times_that_cannot_be_read_begins_anew(
     assert json.loads((tmp_path / FILE).read_text(encoding="utf-8"))["taken"][0]["seconds"] == 3.0
 
 
-def test_an_estimate_grows_with_what_is_asked_for(tiny_config: Callable[..., Config]) -> None:
+def test_an_estimate_grows_with_what_is_asked_for(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duration.driver, "installed", lambda: False)
+
     def parts(*overrides: str) -> duration.Parts:
         return duration.parts_of(prepare(tiny_config("methods=[full-batching,prepacking]", *overrides)))
 

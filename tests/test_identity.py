@@ -24,7 +24,7 @@ from src.compose import compose
 from src.config import Config, ModelConfig
 from src.jobs import agenda
 from src.jobs.experiments import experiments, sweep
-from src.jobs.reproducing import SEARCHED
+from src.jobs.searches import SEARCHES
 from src.measure import machine
 from src.measure.memory_checks import skip_dominated
 from src.measure.outcome import Run
@@ -227,7 +227,7 @@ def test_what_is_asked_is_part_of_what_is_the_same(measure: Measure, tmp_path: P
     for name in parts(WORK):
         kind = next(column.type for column in dataclasses.fields(Row) if column.name == name)
         other = dataclasses.replace(made.row, run_id=f"other-{name}", comparison_id=f"other-{name}")
-        setattr(other, name, 77 if "int" in str(kind) else "another")
+        setattr(other, name, 77 if "int" in str(kind) else 77.0 if "float" in str(kind) else "another")
         records.write(dataclasses.replace(made, row=other), tmp_path / "results")
     assert len(aggregate.comparisons(records.read_all(tmp_path / "results"))) == 1 + len(parts(WORK))
 
@@ -398,7 +398,7 @@ def test_prompts_that_were_cut_are_judged_by_no_claim_on_whole_ones(measure: Mea
 def test_what_is_shipped_is_comparable_with_what_the_main_job_measures(tmp_path: Path) -> None:
     """Comparing the one with the other said that nothing could be compared."""
     runs = {name: sweep(name, ["scale=cpu", "device=cpu", f"results_dir={tmp_path}"]) for name in experiments()}
-    tasks = agenda.tasks_of(runs, SEARCHED)
+    tasks = agenda.tasks_of(runs, SEARCHES)
     shipped = {
         key(record.row, WORK, HOW) for record in records.read_all(Path(__file__).parents[1] / "results" / "shipped")
     }

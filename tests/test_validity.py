@@ -272,7 +272,7 @@ def test_a_loop_gives_short_passes_enough_windows_and_no_times(
 def test_a_loop_that_fails_leaves_the_times_standing(
     measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, times = runner._timed_batch, []
+    real, times = runner.timed_batch, []
 
     def failing(*arguments: Any) -> Any:
         times.append(1)
@@ -280,7 +280,7 @@ def test_a_loop_that_fails_leaves_the_times_standing(
             raise RuntimeError("lost")
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "_timed_batch", failing)
+    monkeypatch.setattr(runner, "timed_batch", failing)
     (record,) = measure("method=full-batching", "utilization_loop_s=5", "sampler_interval_s=1")
     assert record.row.status == "ok"
     assert record.row.seconds_per_batch_mean is not None
@@ -304,7 +304,7 @@ def test_a_method_that_failed_is_neither_valid_nor_invalid(
     def failing(*_: Any) -> Any:
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(runner, "_timed_batch", failing)
+    monkeypatch.setattr(runner, "timed_batch", failing)
     (record,) = measure("method=full-batching")
     assert (record.row.status, record.row.valid) == ("error", None)
 

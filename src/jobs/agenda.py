@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from .apart import BROKEN_OFF, run_apart
 from .duration import in_words
 from .experiments import priority_of
 from .forecast import Clock, Forecast
-from .largest_batch import OutOfTime, search
-from .largest_batch import seconds as seconds_of_search
+from .largest_batch import OutOfTime
 from .progress import Progress
+from .searches import SEARCHES
 
 OVERTIME = 0.15  # a comparison may exceed the given minutes by this share of them before it is ended
 NAMED = 4  # so many of the comparisons that are left out are listed, per experiment
@@ -34,14 +34,15 @@ class Task:
     experiment: str
     overrides: list[str]
     plans: list[Plan]
-    searches: bool  # for the largest batch: one search measures several comparisons
+    searches: bool  # for the largest batch or rate: one search measures several comparisons
     estimated_s: float = 0.0
 
     @property
     def title(self) -> str:
         """Names it for people."""
         first = self.plans[0]
-        return f"on {first.config.dataset.name}" if self.searches else first.comparison_id
+        c = first.config
+        return f"on {c.dataset.name}{f', {c.policy}' if c.under_load else ''}" if self.searches else first.comparison_id
 
     @property
     def priority(self) -> int:
@@ -49,21 +50,21 @@ class Task:
         return priority_of(self.plans[0].config)
 
 
-def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> list[Task]:
+def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str]) -> list[Task]:
     """Every comparison once, in the order of the experiments.
 
     Args:
         runs: by experiment the overrides of each of its runs.
-        searched: the experiment whose runs are searches.
+        searched: the experiments whose runs are searches.
     """
     found: dict[str, Task] = {}
     for name, each in runs.items():
         for one in each:
             config, _ = compose(one)
             each_method = [replace(config, methods=[method]) for method in config.compared_methods]
-            begins = each_method if name == searched else [config]
+            begins = each_method if name in searched else [config]
             try:
-                task = Task(name, one, [prepare(begin) for begin in begins], name == searched)
+                task = Task(name, one, [prepare(begin) for begin in begins], name in searched)
             except UserError as error:
                 if error.setting != "faults":
                     raise
@@ -75,7 +76,9 @@ def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: str | None) -> l
 
 def estimate(task: Task, forecast: Forecast) -> float:
     """Seconds that it will take."""
-    return seconds_of_search(task.plans, forecast.seconds) if task.searches else forecast.seconds(task.plans[0])
+    if task.searches:
+        return SEARCHES[task.experiment].seconds(task.plans, forecast.seconds)
+    return forecast.seconds(task.plans[0])
 
 
 def announcement(
@@ -151,7 +154,7 @@ def _measure(
         progress.begins(task.experiment, task.estimated_s, after)
         try:
             if task.searches:
-                search(task.overrides, results_dir, fits, measured)
+                SEARCHES[task.experiment].search(task.overrides, results_dir, fits, measured)
             elif fits(task.plans[0]):
                 measured(task.plans[0])
             else:

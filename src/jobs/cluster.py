@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,7 @@ class Task:
     def title(self) -> str:
         """Names it for people."""
         c = self.config
-        kind = (
-            "search for the largest batch" if self.outcome else f"{c.metric}, {c.protocol}, batches of {c.batch_size}"
-        )
+        kind = "a search" if self.outcome else f"{c.metric}, {c.protocol}, batches of {c.batch_size}"
         return f"{c.model.name}, {c.dataset.name}, {kind} ({', '.join(c.compared_methods)})"
 
     def found(self, comparisons: Mapping[str, list[list[Row]]]) -> list[Row] | None:
@@ -134,13 +132,13 @@ class Task:
         return None
 
 
-def tasks(runs: Mapping[str, Sequence[list[str]]], searched: str, results_dir: Path) -> list[Task]:
-    """One task for each different comparison of the experiments; the one ``searched`` is a search each."""
+def tasks(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str], results_dir: Path) -> list[Task]:
+    """One task for each different comparison of the experiments; those of the ``searched`` are a search each."""
     found: dict[str, Task] = {}
     for experiment, each in runs.items():
         for overrides in each:
             task = Task(overrides, _resolved(compose(overrides)[0]), results_dir)
-            if experiment == searched:
+            if experiment in searched:
                 task.outcome = results_dir / FOLDER / f"search-{config_hash(task.config)}-{code_hash()}.json"
             found.setdefault(task.name, task)
     return list(found.values())

@@ -33,7 +33,7 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
     """
     shape, c, kind = Shape.of(plan.source.config), plan.config, plan.device.type
     fixed_s = START_S[kind] + (shape.layer_parameters + shape.vocabulary) / DRAWN_PER_S[kind] + c.sampler_overhead_s
-    fixed_s += RATES_S[kind] if c.ideal else 0.0
+    fixed_s += RATES_S[kind] if c.ideal and not c.under_load else 0.0
     operations = 0.0
     for assignment in [*plan.methods, *([plan.ideal] if plan.ideal else [])]:
         if assignment.method.apart and not driver.installed():
@@ -43,13 +43,13 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
             for batch, size in zip(assignment.batches, assignment.shapes, strict=True)
         ]
         hardest = sorted(batches)[-c.verify_batches :]
-        operations += (c.warmup + c.repeats) * sum(batches)
+        operations += (1 if c.under_load else c.warmup + c.repeats) * sum(batches)
         fixed_s += ENGINE_S.get(assignment.method.name, 0.0)
         if assignment is not plan.ideal:
             prompts = times * len(hardest) * c.batch_size
             operations += 2 * sum(hardest)  # by the method, and each prompt alone
             fixed_s += prompts * ALONE_S[kind] * (1 + c.generate_tokens)
-            fixed_s += min(c.utilization_loop_s, WINDOWS_S[kind])
+            fixed_s += 0.0 if c.under_load else min(c.utilization_loop_s, WINDOWS_S[kind])
     return Parts(fixed_s, times * operations)
 
 

@@ -44,6 +44,8 @@ def small(runs: list[list[str]]) -> list[list[str]]:
     A GPU is opened by a process of its own for each, as in earnest. On a CPU starting those would take longest.
     """
     first = [one for one in runs[0] if not one.startswith("model=") or "scale=cpu" in runs[0]]
+    if compose(first)[0].searches_rate:
+        first = [*first, "rate=50"]
     few = ["num_prompts=8", "batch_size=4", "repeats=2", "verify_batches=1", "dataset.source=profile"]
     few += ["utilization_loop_s=0", "sampler_overhead_s=0"]
     where = ["isolate=false", "memory_limit_mb=null"] if "scale=cpu" in first else ["model=llama-110m"]

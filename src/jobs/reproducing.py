@@ -17,9 +17,8 @@ from . import agenda, cluster
 from .duration import in_words
 from .experiments import small, sweep
 from .forecast import Clock, Forecast
-from .largest_batch import search
+from .searches import SEARCHES, search
 
-SEARCHED = "largest_batch"  # the experiment whose runs are searches
 RATIOS_OF = ("bench_today", "bench_traces")  # experiments whose ratios are printed, too
 
 
@@ -53,7 +52,7 @@ def here(
     folder = Path(results_dir or Path("results") / machine_slug(device))
     why = "" if scale == "gpu" else " (no CUDA GPU is used; SCALE=gpu asks for one)"
     print(f"{scale} scale on {device_name(device)}{why}; records and report: {folder}", flush=True)
-    tasks = agenda.tasks_of(_runs(names, scale, str(device), folder, smoke, seed), None if smoke else SEARCHED)
+    tasks = agenda.tasks_of(_runs(names, scale, str(device), folder, smoke, seed), () if smoke else SEARCHES)
     new = [task for task in tasks if task.searches or task.plans[0].recorded() is None]
     forecast = Forecast(folder)
     for task in new:
@@ -106,7 +105,7 @@ def on_cluster(
     launcher = cluster.settings(scale, chosen)
     print(f"{scale} scale in SLURM's partition {partition}; records and report: {folder}", flush=True)
     runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke, seed)
-    worst = cluster.measure(cluster.tasks(runs, "" if smoke else SEARCHED, folder), folder, launcher, search)
+    worst = cluster.measure(cluster.tasks(runs, () if smoke else SEARCHES, folder), folder, launcher, search)
     said, page = finish(folder)
     print(f"\n{said}", flush=True)
     if opens:

@@ -19,6 +19,7 @@ from ..records import store
 from ..records.store import Record
 from ..report.answer import of_run
 from ..report.comparison import comparison_table
+from ..report.waiting import load_table
 from ..report.words import title
 from .duration import in_words
 from .forecast import Forecast
@@ -47,8 +48,9 @@ def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | 
         terminal.say(f"measuring {', '.join(config.compared_methods)}: about {time}")
     rows = [record.row for record in measure(plan)]
     if not terminal.quiet():
-        table = f"{title(rows[0])}\n\n{comparison_table(rows)}"
-        terminal.say("", table, "", *of_run(rows), f"records: {plan.results_dir}")
+        table = load_table(rows) if config.under_load else comparison_table(rows)
+        answer = [] if config.under_load else of_run(rows)
+        terminal.say("", title(rows[0]), "", table, "", *answer, f"records: {plan.results_dir}")
     return int(any(row.status not in {"ok", "skipped"} for row in rows))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..cli import warn
 from ..prefilling.method import Engine, Method
 from ..prefilling.packing import Bins
+from ..queueing.loop import Served
 from ..workload.batches import Batch
 from .memory import Peak
 from .plan import Assignment, Plan
@@ -52,6 +53,7 @@ class Outcome:
     passes: list[Pass] = field(default_factory=list)
     reshuffled: tuple[list[Batch], list[Bins] | None] | None = None  # of the current repeat, under own-shuffle
     loop: UsageLoop | None = None
+    served: Served | None = None  # under load: what was served when
     status: str = "ok"
     reason: str | None = None
 

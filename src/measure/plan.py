@@ -23,11 +23,13 @@ from ..prefilling.packing import PACKINGS, Bins
 from ..provenance import code_hash
 from ..records import store as records
 from ..records.store import Record
+from ..workload import arrivals
 from ..workload.batches import Batch, cut, fingerprint, shuffled_batches
 from ..workload.prompts import Prompts, load_prompts
 from ..workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
 from . import faults, machine
 
+ARRIVALS = 17  # so that arrivals are drawn apart from what else the seed draws
 IDEAL = Method("ideal", rows="batch")
 
 
@@ -55,6 +57,8 @@ class Plan:
         methods: what each method of the comparison will do.
         ideal: a dense forward of as many useful tokens, timed beside the methods; None where it was not asked for.
         shuffled: the batches as they arrive.
+        arrivals_s: float64 [n], when each prompt arrives, ascending seconds, in the order of ``shuffled``; None where
+            all are there from the start.
     """
 
     config: Config
@@ -67,6 +71,7 @@ class Plan:
     workload_fingerprint: str
     results_dir: Path
     shuffled: list[Batch]
+    arrivals_s: NDArray[np.float64] | None = None
 
     @property
     def pack(self) -> Pack:
@@ -169,7 +174,10 @@ def prepare(config: Config) -> Plan:
             return mistral_tokenizer()
 
     vocab_size = source.config.vocab_size
-    prompts = load_prompts(config.dataset, config.num_prompts, config.seed, vocab_size, make_tokenizer, config.sample)
+    in_order = config.arrivals == "trace" and config.trace is None
+    prompts = load_prompts(
+        config.dataset, config.num_prompts, config.seed, vocab_size, make_tokenizer, config.sample, in_order
+    )
     lengths = prompts.lengths
     if config.batch_size > len(lengths):
         raise UserError(
@@ -199,16 +207,40 @@ def prepare(config: Config) -> Plan:
             methods.append(Assignment(method, batches, shapes, bins))
             continue
         batches = method.batches(shuffled, order_by, config.batch_size)
-        methods.append(Assignment(method, batches, [_shape(method, lengths[batch], pack) for batch in batches]))
+        methods.append(Assignment(method, batches, [shape_of(method, lengths[batch], pack) for batch in batches]))
     ideal = None
-    if config.ideal and config.protocol == "modern":
-        ideal = Assignment(IDEAL, shuffled, [_shape(IDEAL, lengths[batch], pack) for batch in shuffled])
+    if config.ideal and config.protocol == "modern" and not config.under_load:
+        ideal = Assignment(IDEAL, shuffled, [shape_of(IDEAL, lengths[batch], pack) for batch in shuffled])
+    arrivals_s = _arrivals(config, prompts) if config.under_load else None
     records.check_writable(results_dir)
-    named = fingerprint(prompts.token_ids, shuffled)
-    return Plan(config, devices, dtype, source, prompts, tuple(methods), ideal, named, results_dir, shuffled)
+    named = fingerprint(prompts.token_ids, shuffled, arrivals_s)
+    return Plan(
+        config, devices, dtype, source, prompts, tuple(methods), ideal, named, results_dir, shuffled, arrivals_s
+    )
 
 
-def _shape(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:
+def _arrivals(config: Config, prompts: Prompts) -> NDArray[np.float64]:
+    """When each prompt arrives. The same draw at every rate, stretched, so that rates differ in nothing else.
+
+    Raises:
+        UserError: there is no such trace, or the prompts have no times.
+    """
+    number, rate = len(prompts.token_ids), config.rate or 1.0  # a search sets the rate of each of its runs
+    rng = np.random.default_rng((config.seed, ARRIVALS))
+    if config.arrivals == "poisson":
+        return arrivals.poisson(number, rate, rng)
+    if config.arrivals == "gamma":
+        return arrivals.gamma(number, rate, config.burstiness, rng)
+    if config.trace is not None:
+        return arrivals.stretched(arrivals.trace_times(config.trace, number, rng), rate)
+    if prompts.arrivals_s is None:
+        problem = f"the prompts of '{config.dataset.name}' do not say when they came"
+        raise UserError("trace", problem, f"choose one of {', '.join(arrivals.names())}, or name a file with times")
+    return arrivals.stretched(prompts.arrivals_s, rate)
+
+
+def shape_of(method: Method, lengths: NDArray[np.int64], pack: Pack) -> tuple[int, int]:
+    """Rows and width of a batch's forward; of a method without rows as if its prompts were equally long."""
     longest = int(lengths.max())
     if method.rows == "batch":
         return len(lengths), -(-int(lengths.sum()) // len(lengths))

@@ -15,6 +15,7 @@ from ..prefilling.method import PHASES
 from ..prefilling.methods import BASELINE, ORDERED
 from ..records.row import COLUMNS, Row, set_speedup
 from ..records.store import Record
+from . import load
 from .machine import device_name, manifest, pick_devices, software
 from .outcome import Outcome, Run
 from .process import CpuUse
@@ -36,6 +37,7 @@ def to_records(run: Run, made: dict[str, Any]) -> list[Record]:
             as_dict(run.plan.config),
             [sample for done in outcome.passes for sample in done.samples],
             lengths,
+            load.requests(run.plan, outcome.served) if outcome.served is not None else [],
         )
         for outcome in run.outcomes
     ]
@@ -130,6 +132,7 @@ def identity(run: Run, outcome: Outcome) -> Row:
         loadbit=c.loadbit,
         faults=" ".join(plan.faults) or None,
         memory_limit_mb=c.memory_limit_mb,
+        **(load.asked(c, method) if c.under_load else {}),
         workload_fingerprint=plan.workload_fingerprint,
         other_settings=other_settings(c, COLUMNS),
         config_hash=config_hash(c),
@@ -179,6 +182,9 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         if "divide-twice" in plan.faults:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
             row.seconds_per_prompt_std = (row.seconds_per_prompt_std or 0.0) / len(outcome.passes)
+        if outcome.served is not None:  # batches formed by themselves, unlike those of any other run
+            load.add_waits(row, outcome.served, c.slo_ms, c.seed)
+            return row
         if BASELINE in measured:
             base, own = _side_by_side(measured[BASELINE], outcome)
             add_speedup(row, base, own, not method.needs_dataset and "own-shuffle" not in plan.faults)

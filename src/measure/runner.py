@@ -18,12 +18,15 @@ from .. import terminal
 from ..cli import UserError, warn
 from ..prefilling import split
 from ..prefilling.engines import make_engine, start_serving
-from ..prefilling.method import PHASES, Engine, Prefilled, dataset_bins
+from ..prefilling.method import PHASES, Engine, dataset_bins
 from ..prefilling.models import load_model
+from ..prefilling.packing import Bins
 from ..prefilling.vllm.driver import Missing
 from ..records import store
 from ..records.store import Record
-from . import kernels, machine
+from ..workload.batches import Batch
+from . import kernels, load, machine
+from .batch import timed_batch
 from .faults import reshuffled
 from .memory import PeakMemory, keep_freed_memory
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
@@ -53,7 +56,7 @@ def measure(plan: Plan) -> list[Record]:
         return found
     run = Run(plan)
     torch.manual_seed(c.seed)
-    if c.ideal:
+    if c.ideal and plan.arrivals_s is None:
         run.rates = measure_rates(plan.device, plan.dtype)
     if plan.device.type == "cpu":
         keep_freed_memory()
@@ -87,7 +90,10 @@ def _carry_out(run: Run, counters: Counters) -> None:
         run.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), *plan.devices)
     try:
         _verify(run, model)
-        _time(run, counters)
+        if plan.arrivals_s is None:
+            _time(run, counters)
+        else:
+            load.serve(run, counters)
         _find_kernels(run)
     finally:
         for outcome in run.timed:
@@ -137,7 +143,8 @@ def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
     """The engine of a method; a serving engine is started, with room for the largest batch."""
     if not outcome.method.serves:
         return make_engine(model, outcome.method, plan.options)
-    return start_serving(model, outcome.method, [plan.prompts.lengths[batch].tolist() for batch in outcome.batches])
+    batches = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
+    return start_serving(model, outcome.method, batches, as_they_come=plan.arrivals_s is not None)
 
 
 def _time(run: Run, counters: Counters) -> None:
@@ -226,7 +233,7 @@ def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: 
     start, usage = time.perf_counter(), None
     try:
         for number in itertools.cycle(range(len(outcome.batches))):
-            _timed_batch(plan, outcome, timer, number)
+            timed_batch(plan, outcome, timer, *_batch(outcome, number))
             now = time.perf_counter()
             # The first window still averages over what ran before the loop.
             usage = sampler.usage(start + counters.window_s, now)
@@ -247,7 +254,7 @@ def _timed_pass(
         share_s = (time.perf_counter() - start) / len(outcome.batches)
     for number in range(len(outcome.batches)):
         if number not in skip:
-            numbers, phases, done = _timed_batch(plan, outcome, timer, number)
+            numbers, phases, done = timed_batch(plan, outcome, timer, *_batch(outcome, number))
             # The authors' loop gives a batch's results back only once it has those of the next.
             kept, done = (done if "keeps-last-batch" in plan.faults else None), None
             if share_s:  # of packing the whole dataset, which every batch must have waited for
@@ -258,32 +265,6 @@ def _timed_pass(
     return samples
 
 
-def _timed_batch(
-    plan: Plan, outcome: Outcome, timer: PhaseTimer, number: int
-) -> tuple[dict[str, int], dict[str, float], Prefilled | None]:
-    """What one batch computed, the seconds of its phases, and its results."""
-    batch, engine = outcome.batches[number], outcome.engine
-    assert engine is not None
-    c, prompts, token_ids = plan.config, plan.prompts, plan.token_ids(batch)
-    # The authors time tokenization too; there is none where prompts are drawn from a length profile.
-    timed_tokenizer = prompts.tokenizer if c.protocol == "paper" else None
-    texts = [prompts.texts[index] for index in batch] if prompts.texts else []
-    timer.start()
-    if timed_tokenizer is not None:
-        encoded = timed_tokenizer.encode(texts)
-        most = c.dataset.max_tokens if c.sample == "own" else None  # theirs are cut as texts, before they are timed
-        token_ids = [np.asarray(ids[:most], dtype=np.int64) for ids in encoded]
-        timer.lap("tokenize")
-    if "left-out-token" in plan.faults and outcome.method.packs and c.metric == "prefill":
-        token_ids = [ids[:-1] if len(ids) > 1 else ids for ids in token_ids]
-    done = engine.prefill(token_ids, timer, outcome.bins[number] if outcome.bins else None)
-    phases = timer.stop()
-    if done.measured_seconds is not None:
-        phases, timer.host_seconds = {"forward": done.measured_seconds}, done.measured_seconds
-    numbers = {
-        "prompts": len(batch),
-        "useful_tokens": sum(len(plan.prompts.token_ids[index]) for index in batch),
-        "computed_tokens": done.computed_tokens,
-        "rows": done.rows,
-    }
-    return numbers, phases, done
+def _batch(outcome: Outcome, number: int) -> tuple[Batch, Bins | None]:
+    """A batch of the method's, and its bins where the whole dataset was packed."""
+    return outcome.batches[number], outcome.bins[number] if outcome.bins else None

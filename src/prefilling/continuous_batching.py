@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.utils import WorkloadHints
@@ -89,6 +92,38 @@ class ContinuousBatching:
         t.lap("forward")
         first_tokens = [tokens[request] for request in requests]
         return Prefilled(None, None, None, first_tokens, sum(len(ids) for ids in prompts), 1)
+
+    def serve(self, prompts: Sequence[TokenIds], arrivals_s: Sequence[float] | NDArray[np.float64]) -> list[float]:
+        """Serve prompts as they come, handed over by a thread that sleeps until each is due, as ``Serving.serve`` says.
+
+        Raises:
+            RuntimeError, torch.OutOfMemoryError, MemoryError: as for ``prefill``, but for the whole of it.
+        """
+        if self._manager is None:
+            raise RuntimeError("continuous batching is closed")
+        manager, requests, found = self._manager, dict[str, int](), dict[int, float]()
+        ids = [each.tolist() for each in prompts]
+        began = time.perf_counter()
+
+        def hand_over() -> None:
+            for number, (prompt, at_s) in enumerate(zip(ids, arrivals_s, strict=True)):
+                time.sleep(max(0.0, began + float(at_s) - time.perf_counter()))
+                request = f"arrival {number}"
+                requests[request] = number
+                manager.add_request(prompt, request_id=request, max_new_tokens=1)
+
+        thread = threading.Thread(target=hand_over, name="arrivals", daemon=True)
+        thread.start()
+        deadline = began + float(arrivals_s[-1]) + self._timeout_s
+        try:
+            while len(found) < len(ids):
+                (request,) = self._wait(["any"], deadline)
+                found[requests[request]] = time.perf_counter() - began
+        except BaseException:
+            self.close()
+            raise
+        thread.join()
+        return [found[number] for number in range(len(ids))]
 
     def _wait(self, requests: Sequence[str], deadline: float) -> dict[str, int]:
         manager, tokens = self._manager, dict[str, int]()

@@ -25,16 +25,20 @@ def make_engine(model: PreTrainedModel, method: Method, options: PrefillOptions)
     return (Authors if options.numerics == "authors" else Published)(model, method, options)
 
 
-def start_serving(model: PreTrainedModel, method: Method, batches: Sequence[Sequence[int]]) -> Engine:
+def start_serving(
+    model: PreTrainedModel, method: Method, batches: Sequence[Sequence[int]], as_they_come: bool = False
+) -> Engine:
     """Start a serving engine that has room for its largest batch.
 
     Args:
         batches: lengths of the prompts of each batch that will be served, in tokens.
+        as_they_come: prompts will be handed over one by one.
 
     Raises:
         vllm.driver.Missing, UserError: it cannot serve this model here.
         RuntimeError, MemoryError: it did not start.
     """
     if method.apart:
-        return Vllm(model.config, model.dtype, model.device, batches, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return Vllm(model.config, model.dtype, model.device, batches, threads, asynchronous=as_they_come)
     return ContinuousBatching(model, batches)

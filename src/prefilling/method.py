@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,23 @@ class Prefilled:
     rows: int
     every_logit: torch.Tensor | None = None
     measured_seconds: float | None = None
+
+
+@runtime_checkable
+class Serving(Protocol):
+    """An engine that takes prompts one by one, as they come, and forms batches by rules of its own."""
+
+    def serve(self, prompts: Sequence[TokenIds], arrivals_s: Sequence[float] | NDArray[np.float64]) -> list[float]:
+        """Serve prompts in real time, one new token each.
+
+        Args:
+            prompts: int64 [length] each.
+            arrivals_s: when each is handed over, ascending seconds from the call on.
+
+        Returns:
+            When the first token of each was there, seconds from the call on.
+        """
+        ...
 
 
 class Engine(Protocol):

@@ -95,7 +95,7 @@ def _comparison(runs: list[Run]) -> Comparison:
 def _with_speedup(record: Record, base: Record) -> Record:
     """A record whose run had no full-batching, with the speedup over that of another run; others as they are."""
     row = record.row
-    if row.status != "ok" or row.method == BASELINE or row.speedup_over_full_batching is not None:
+    if row.status != "ok" or row.method == BASELINE or row.speedup_over_full_batching is not None or row.arrivals:
         return record
     filled = replace(row, speedup_across_runs=True)
     same_batches = not method_of(row.method).needs_dataset

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..stats import Seconds
 
 RECORD_FILE = "record.json"
+REQUESTS_FILE = "requests.csv"  # of a run under load
 DRAFT = ".tmp-"  # prefix of names that are not finished
 REPLACE_ATTEMPTS = 20
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
@@ -41,13 +42,14 @@ HOME = re.compile(r"/(home|Users)/[^/\s\"']+")
 
 @dataclass
 class Record:
-    """A row, the samples it sums up, and its provenance."""
+    """A row, the samples it sums up, and its provenance; under load, when each prompt came and was served."""
 
     row: Row
     manifest: dict[str, Any]
     config: dict[str, Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None  # where it was read from
 
     def seconds(self) -> Seconds:
@@ -116,7 +118,7 @@ def _rescue(draft: Path, results_dir: Path) -> None:
 
 
 def write(record: Record, results_dir: Path) -> Path:
-    """Write ``results_dir/<run_id>/`` with record.json, samples.csv and config.yaml; it appears whole or not at all.
+    """Write ``results_dir/<run_id>/`` with record.json, samples.csv, config.yaml; it appears whole or not at all.
 
     An earlier record of the same run is replaced only once the new one is complete on disk. Others may write the same
     run at the same time: the last one stands.
@@ -152,6 +154,8 @@ def _write(record: Record, results_dir: Path) -> Path:
         "config.yaml": yaml.safe_dump(record.config, sort_keys=False),
         RECORD_FILE: json.dumps(content, indent=1),
     }
+    if record.requests:
+        files[REQUESTS_FILE] = pandas.DataFrame(record.requests).to_csv(index=False)
     try:
         draft.mkdir(parents=True)
         for name, text in files.items():

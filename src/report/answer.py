@@ -11,6 +11,7 @@ from ..records.groups import place_of
 from ..records.row import Row
 from .cells import significant, tells, times
 from .comparison import per_prompt
+from .waiting import waited
 from .words import label
 
 # What a method is held against, the first that took turns with it, and the column of its speedup over that.
@@ -42,6 +43,8 @@ def in_short(rows: Sequence[Row]) -> str:
     done = _in_order(rows)
     if not done:
         return _failed(rows)
+    if done[0].arrivals:
+        return waited(done[0])
     subject, held = done[0], _held_against(done)
     words = f"{label(subject)} {_milliseconds(subject)} / prompt"
     if held:

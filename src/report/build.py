@@ -19,6 +19,7 @@ from .cells import as_markdown
 from .comparison import comparison_table, phase_table
 from .export import write_exports
 from .section import Section, make, modules
+from .waiting import load_table
 
 OTHERS = "others"  # the section of measurements that are of no experiment; there is none where there are none
 MOST_PANELS = 12  # of the plot of comparisons: the newest
@@ -149,8 +150,10 @@ def _write(
         subtitle = f"{measured} of {len(of_experiments)} experiments were run, {len(records)} records."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     groups_of.summary(groups).to_csv(draft / "summary.csv", index=False)
-    newest = sorted(groups, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
-    plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
+    together = [group for group in groups if not group.rows[0].arrivals]  # batches that formed by themselves differ
+    newest = sorted(together, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
+    if newest:
+        plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
     plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
     return groups, by_device
 
@@ -169,10 +172,13 @@ def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> st
     names = groups_of.machines([row for group in groups for row in group.rows])
     for group in groups:
         first = group.rows[0]
-        parts += [f"## {words.title(first, names[first.run_id])}", "", comparison_table(group.rows), ""]
+        parts += [f"## {words.title(first, names[first.run_id])}", ""]
+        parts += [load_table(group.rows) if first.arrivals else comparison_table(group.rows), ""]
         if group.others:
             parts += [f"{len(group.others)} more measurements of these methods, of other runs: see summary.csv", ""]
         parts += ["Mean seconds per batch by phase:", "", phase_table(group.rows), ""]
         parts += [words.provenance(group.shown), ""]
-    parts += ["![Time per batch by method](time_per_batch.png)", "", "![Prompt lengths](prompt_lengths.png)", ""]
+    if any(not group.rows[0].arrivals for group in groups):
+        parts += ["![Time per batch by method](time_per_batch.png)", ""]
+    parts += ["![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

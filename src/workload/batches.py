@@ -26,9 +26,17 @@ def length_ordered_batches(lengths: NDArray[np.int64], batch_size: int) -> list[
     return cut(np.argsort(lengths, kind="stable").astype(np.int64), batch_size)
 
 
-def fingerprint(token_ids: Sequence[NDArray[np.int64]], batches: Sequence[Batch]) -> str:
-    """16 hex digits over all token ids and batch boundaries, of the batches before any method reorders them."""
+def fingerprint(
+    token_ids: Sequence[NDArray[np.int64]], batches: Sequence[Batch], arrivals_s: NDArray[np.float64] | None = None
+) -> str:
+    """16 hex digits over all token ids and batch boundaries, of the batches before any method reorders them.
+
+    Args:
+        arrivals_s: float64 [n], when each prompt comes, where they do not come together.
+    """
     digest = hashlib.sha256()
+    if arrivals_s is not None:
+        digest.update(np.round(arrivals_s, 9).astype("<f8").tobytes())
     for batch in batches:
         digest.update(f"batch {len(batch)};".encode())
         for index in batch:

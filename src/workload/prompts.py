@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from .. import hub, paper
 from ..cli import UserError, warn
 from ..config import DatasetConfig
-from . import files
+from . import arrivals, files
 from .forms import CHAT, LENGTHS, TOKENS
 from .profiles import read_profile
-from .sample import draw
+from .sample import draw, follow
 from .sources import Read, read_files, read_hub, read_shipped, shipped_lines
 from .tokenizer import Tokenizer, rendered
 
@@ -68,6 +68,7 @@ def load_prompts(
     vocab_size: int,
     make_tokenizer: Callable[[], Tokenizer],
     sample: str = "own",
+    in_order: bool = False,
 ) -> Prompts:
     """Sample ``num_prompts`` prompts, seeded; all of them, with a note, where the dataset holds fewer.
 
@@ -77,6 +78,8 @@ def load_prompts(
     Args:
         sample: ``own``, or ``authors``: the prompts that their code draws, whatever the seed. What is cut then is
             decoded and tokenized once more, as they do.
+        in_order: of a dataset that knows when each prompt came, those that follow each other from a seeded place on,
+            in the order of their times, which drawing some of them would thin out.
 
     Raises:
         UserError: the dataset cannot be had in the way that ``dataset.source`` asks for, or holds no prompt.
@@ -96,12 +99,12 @@ def load_prompts(
             hub.fall_back(error, words)
             source = instead
     if source == "profile":
-        return _from_profile(dataset, num_prompts, rng, vocab_size, sample)
+        return _from_profile(dataset, num_prompts, rng, vocab_size, sample, in_order)
     if source == "file":
         found = read_files(dataset)
     elif source == "shipped":
         found = read_shipped(dataset, sample)
-    return _drawn(found, source, dataset, num_prompts, rng, vocab_size, make_tokenizer, sample)
+    return _drawn(found, source, dataset, num_prompts, rng, vocab_size, make_tokenizer, sample, in_order)
 
 
 def _embedded(dataset: DatasetConfig, wanted: int, vocab_size: int, make_tokenizer: Callable[[], Tokenizer]) -> str:
@@ -123,6 +126,7 @@ def _drawn(
     vocab_size: int,
     make_tokenizer: Callable[[], Tokenizer],
     sample: str,
+    in_order: bool,
 ) -> Prompts:
     """A sample of what was read, as token ids."""
     setting = {"file": "dataset.path", "shipped": "dataset.source"}.get(source, "dataset.hub_id")
@@ -132,7 +136,12 @@ def _drawn(
         raise UserError(setting, f"all records of {files.named(read.detail)} {short}", "check dataset.text_field")
     if left_out := len(read.items) - len(usable):
         warn(f"{left_out:,} of {len(read.items):,} records of {files.named(read.detail)} {short}: they are left out")
-    drawn = draw(len(usable), wanted, rng, sample)
+    times = [item.arrival_s for item in usable] if in_order else [None]
+    if None not in times:
+        arrivals.check_order(np.array(times, dtype=np.float64), setting)
+        drawn = follow(len(usable), wanted, rng)
+    else:
+        drawn = draw(len(usable), wanted, rng, sample)
     chosen = [usable[index] for index in drawn.chosen]
     contents: list[Any] = [item.content for item in chosen]
     texts, tokenizer, most, form = None, None, dataset.max_tokens, read.words
@@ -162,11 +171,11 @@ def _drawn(
         )
     if source == "file":
         warn(f"{files.named(read.detail)}: {form}")
-    arrivals = [item.arrival_s for item in chosen]
+    came = [item.arrival_s for item in chosen]
     outputs = [item.output_tokens for item in chosen]
     return Prompts(
         token_ids, texts, source, read.detail, tokenizer, left_out, drawn.order, form,
-        None if None in arrivals else np.array(arrivals, dtype=np.float64),
+        None if None in came else np.array(came, dtype=np.float64),
         None if None in outputs else np.array(outputs, dtype=np.int64),
     )  # fmt: skip
 
@@ -184,14 +193,20 @@ def random_ids(length: int, vocab_size: int, rng: np.random.Generator) -> TokenI
 
 
 def _from_profile(
-    dataset: DatasetConfig, wanted: int, rng: np.random.Generator, vocab_size: int, sample: str
+    dataset: DatasetConfig, wanted: int, rng: np.random.Generator, vocab_size: int, sample: str, in_order: bool
 ) -> Prompts:
-    lengths, detail = read_profile(dataset.profile or dataset.name)
-    if sample == "authors":
-        warn("sample=authors: a length profile has their draw, but not their texts")
-    drawn = draw(len(lengths), wanted, rng, sample)
+    name, came = dataset.profile or dataset.name, None
+    if in_order and (trace := arrivals.OF_PROFILE.get(name)):  # its lengths and times belong together
+        times_s, lengths = arrivals.shipped(trace)
+        detail, drawn = f"trace {trace}", follow(len(lengths), wanted, rng)
+        came = times_s[drawn.chosen]
+    else:
+        lengths, detail = read_profile(name)
+        if sample == "authors":
+            warn("sample=authors: a length profile has their draw, but not their texts")
+        drawn = draw(len(lengths), wanted, rng, sample)
     lengths = lengths[drawn.chosen]
     if dataset.max_tokens:
         lengths = np.minimum(lengths, dataset.max_tokens)
     token_ids = [random_ids(length, vocab_size, rng) for length in lengths]
-    return Prompts(token_ids, None, "profile", detail, None, order=drawn.order)
+    return Prompts(token_ids, None, "profile", detail, None, order=drawn.order, arrivals_s=came)

@@ -21,6 +21,15 @@ class Sample:
     order: NDArray[np.int64] | None = None
 
 
+def follow(available: int, wanted: int, rng: np.random.Generator) -> Sample:
+    """``wanted`` prompts that follow each other, from a seeded place on, in their order; all, with a note, of fewer."""
+    if wanted > available:
+        warn(f"num_prompts={wanted:,}, but only {available:,} prompts are usable: all of them are used")
+    first = int(rng.integers(0, max(1, available - wanted + 1)))
+    chosen = np.arange(first, min(first + wanted, available), dtype=np.int64)
+    return Sample(chosen, np.arange(len(chosen), dtype=np.int64))
+
+
 def draw(available: int, wanted: int, rng: np.random.Generator, sample: str = "own") -> Sample:
     """Draw ``wanted`` of ``available`` prompts without repetition; all of them, with a note, where there are fewer.
 

@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -65,6 +67,7 @@ class Vllm:
         threads: int,
         start_timeout_s: float = 900.0,
         timeout_s: float = 600.0,
+        asynchronous: bool = False,
     ) -> None:
         """Start vLLM and wait until it is ready; compiling can take minutes the first time.
 
@@ -73,6 +76,7 @@ class Vllm:
             batches: lengths of the prompts of each batch that will be served, in tokens.
             threads: of its matrix products on a CPU.
             start_timeout_s, timeout_s: seconds for starting, and for one batch.
+            asynchronous: start its asynchronous engine, for ``serve``, in place of the one for ``prefill``.
 
         Raises:
             Missing: there is no environment with vLLM in it.
@@ -98,7 +102,8 @@ class Vllm:
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
         try:
             shape = _as_json(config, self.settings["max_model_len"])
-            ready = self._ask({"config": shape, "options": self.settings}, start_timeout_s)
+            setup = {"config": shape, "options": self.settings, "asynchronous": asynchronous}
+            ready = self._ask(setup, start_timeout_s)
             self.versions = {name: str(ready[name]) for name in ("vllm", "torch")}
             self.attention = f"its own (vllm {self.versions['vllm']}, torch {self.versions['torch']})"
         except KeyError:
@@ -133,6 +138,27 @@ class Vllm:
             raise
         t.lap("forward")
         return Prefilled(None, None, None, first_tokens, sum(map(len, token_ids)), 1, measured_seconds=seconds)
+
+    def serve(self, prompts: Sequence[TokenIds], arrivals_s: Sequence[float] | NDArray[np.float64]) -> list[float]:
+        """Serve prompts as they come, handed to vLLM's asynchronous engine in its process, as ``Serving.serve`` says.
+
+        Raises:
+            WorkerError, MemoryError: as for ``prefill``, but for the whole of it.
+        """
+        if self._process is None:
+            raise WorkerError("vLLM is closed")
+        content = {"prompts": [ids.tolist() for ids in prompts], "arrivals_s": [float(at_s) for at_s in arrivals_s]}
+        try:
+            answer = self._ask(content, self._timeout_s + content["arrivals_s"][-1])
+            found = [float(at_s) for at_s in answer["first_tokens_s"]]
+            if len(found) != len(prompts):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise self._failed("it answered in another format") from None
+        except BaseException:
+            self.close()
+            raise
+        return found
 
     def close(self) -> None:
         """End vLLM's processes. A second call does nothing."""

@@ -1,13 +1,16 @@
 """vLLM, driven through a pipe: JSON lines in, JSON lines out. Runs in vLLM's own environment (``make vllm-env``).
 
 The first line in is the set-up, answered by ``{"ready": …}``. Each further line is ``{"prompts": [[token id, …], …]}``,
-answered by ``{"seconds": …, "first_tokens": […]}``: the seconds are read here, around the generation alone. What goes
-wrong is ``{"error": …}``, or ``{"missing": …}`` where vLLM cannot be imported, and the end. driver.py is the
-other side. This file imports nothing of the project.
+answered by ``{"seconds": …, "first_tokens": […]}``: the seconds are read here, around the generation alone. With
+``"asynchronous": true`` in the set-up a line is ``{"prompts": …, "arrivals_s": …}``, answered by
+``{"first_tokens_s": …}``: each prompt is handed to vLLM's asynchronous engine when it is due, and seconds count from
+the line on. What goes wrong is ``{"error": …}``, or ``{"missing": …}`` where vLLM cannot be imported, and the
+end. driver.py is the other side. This file imports nothing of the project.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -49,14 +52,13 @@ def main() -> int:
             return 1
         with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
             Path(folder, "config.json").write_text(json.dumps(setup["config"]), encoding="utf-8")
-            llm = vllm.LLM(
-                model=folder,
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                enable_prefix_caching=False,
-                **setup["options"],
-            )
+            options = {"model": folder, "load_format": "dummy", "skip_tokenizer_init": True,
+                       "enable_prefix_caching": False, **setup["options"]}  # fmt: skip
             one_token = vllm.SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
+            if setup.get("asynchronous"):
+                asyncio.run(_serve(vllm, options, one_token, lines, answer))
+                return 0
+            llm = vllm.LLM(**options)
             answer(ready=True, vllm=vllm.__version__, torch=torch.__version__)
             while (line := lines.get()) is not None:
                 prompts = [{"prompt_token_ids": ids} for ids in json.loads(line)["prompts"]]
@@ -68,6 +70,34 @@ def main() -> int:
         answer(error=_one_line(error))
         raise  # the traceback is for the log
     return 0
+
+
+async def _serve(
+    vllm: Any, options: dict[str, Any], one_token: Any, lines: queue.Queue[str | None], answer: Any
+) -> None:
+    """Serve arrivals with the asynchronous engine, which is what vLLM's server drives."""
+    import torch
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+    answer(ready=True, vllm=vllm.__version__, torch=torch.__version__)
+    served = 0
+    while (line := await asyncio.to_thread(lines.get)) is not None:
+        asked = json.loads(line)
+        began = time.perf_counter()
+
+        async def one(ids: list[int], due_s: float, request: str) -> float:
+            await asyncio.sleep(max(0.0, began + due_s - time.perf_counter()))  # noqa: B023, awaited within the turn
+            async for _ in engine.generate({"prompt_token_ids": ids}, one_token, request):
+                pass
+            return time.perf_counter() - began  # noqa: B023
+
+        requests = zip(asked["prompts"], asked["arrivals_s"], strict=True)
+        found = await asyncio.gather(*(one(*each, f"{served + number}") for number, each in enumerate(requests)))
+        served += len(found)
+        answer(first_tokens_s=found)
+    engine.shutdown()
 
 
 def _read(requests: Any, lines: queue.Queue[str | None]) -> None:

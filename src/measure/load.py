@@ -1,0 +1,160 @@
+"""Measures methods under load: prompts arrive one by one, wait, and are served in the batches that a policy forms."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..prefilling.method import PHASES, Method, Serving
+from ..queueing import loop
+from ..queueing.loop import Served
+from ..queueing.policy import Rules, bounds, chooser
+from ..queueing.waits import waits_of
+from ..records import store
+from ..records.row import Row
+from .batch import timed_batch
+from .memory import PeakMemory
+from .outcome import Outcome, Pass, Run
+from .plan import Plan, shape_of
+from .process import CpuTimes, CpuUse
+from .sampler import Counters, Sampler
+from .timer import PhaseTimer
+
+LOOKED_AT = 4  # batches that lookahead looks at, unless it is told
+DISTINCT_SIZES = 3  # of the batches that warm up: one prompt, a whole batch, and between
+
+
+def serve(run: Run, counters: Counters) -> None:
+    """Let each method serve the same arrivals, one method after the other; each batch takes what it really takes."""
+    plan, c = run.plan, run.plan.config
+    timer, memory = PhaseTimer(*plan.devices), PeakMemory(*plan.devices)
+    with Sampler(counters, c.sampler_interval_s) as sampler:
+        for outcome in run.outcomes:
+            if outcome.status != "ok":
+                continue
+            memory.reset()
+            gc.disable()
+            try:
+                _warm_up(plan, outcome, timer)
+                before, start_s = CpuTimes.now(), time.perf_counter()
+                samples = _serve(plan, outcome, timer)
+                end_s, cpu = time.perf_counter(), CpuUse.since(before)
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+                outcome.fail("oom" if out_of_memory else "error", f"{type(error).__name__}: {first_line}")
+                continue
+            finally:
+                gc.enable()
+            usage = sampler.usage(start_s, end_s)
+            outcome.passes = [Pass(samples, end_s - start_s, usage, memory.read(), cpu)]
+
+
+def _warm_up(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
+    order = np.concatenate(plan.shuffled)
+    for _ in range(plan.config.warmup):
+        if isinstance(outcome.engine, Serving):
+            first = order[: plan.config.batch_size]
+            outcome.engine.serve(plan.token_ids(first), np.zeros(len(first)))
+            continue
+        for size in np.unique(np.linspace(1, plan.config.batch_size, DISTINCT_SIZES).astype(int)):
+            timed_batch(plan, outcome, timer, order[:size])
+
+
+def _serve(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> list[dict[str, Any]]:
+    """Serve all arrivals; the samples of the batches that formed, which become the method's own."""
+    assert plan.arrivals_s is not None
+    if outcome.method.serves:
+        return _serve_by_engine(plan, outcome)
+    order, lengths = np.concatenate(plan.shuffled), plan.prompts.lengths
+    samples: list[dict[str, Any]] = []
+
+    def compute(members: Sequence[int]) -> float:
+        numbers, phases, done = timed_batch(plan, outcome, timer, order[list(members)])
+        del done
+        row = store.sample_row(0, 0, len(samples), numbers, phases, timer.host_seconds, PHASES)
+        samples.append(row)
+        return float(row["seconds"])
+
+    choose = chooser(plan.config.policy, rules_of(plan, outcome))
+    clock = loop.real if plan.config.clock == "real" else loop.virtual
+    served = clock(plan.arrivals_s, choose, compute)
+    batches = [order[members] for members in served.batches]
+    shapes = [shape_of(outcome.method, lengths[batch], plan.pack) for batch in batches]
+    outcome.assignment, outcome.served = replace(outcome.assignment, batches=batches, shapes=shapes), served
+    return samples
+
+
+def _serve_by_engine(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
+    """Have a serving engine serve all arrivals in real time; one sample, for its batches are its own."""
+    order, engine = np.concatenate(plan.shuffled), outcome.engine
+    assert plan.arrivals_s is not None
+    assert isinstance(engine, Serving)
+    first_tokens_s = engine.serve(plan.token_ids(order), plan.arrivals_s)
+    outcome.served = loop.by_engine(plan.arrivals_s, first_tokens_s)
+    lengths = plan.prompts.lengths
+    outcome.assignment = replace(
+        outcome.assignment, batches=[order], shapes=[shape_of(outcome.method, lengths, plan.pack)]
+    )
+    span_s, tokens = max(first_tokens_s) - float(plan.arrivals_s[0]), int(lengths.sum())
+    numbers = {"prompts": len(order), "useful_tokens": tokens, "computed_tokens": tokens, "rows": 1}
+    return [store.sample_row(0, 0, 0, numbers, {"forward": span_s}, span_s, PHASES)]
+
+
+def rules_of(plan: Plan, outcome: Outcome) -> Rules:
+    """What the policy may know of a plan's prompts, which it numbers in the order of their arrival."""
+    assert plan.arrivals_s is not None
+    c, lengths = plan.config, plan.prompts.lengths[np.concatenate(plan.shuffled)]
+    return Rules(
+        outcome.method, lengths, plan.arrivals_s, c.batch_size, plan.pack, c.token_budget, looked_at(c),
+        bounds(c.buckets, lengths), c.ageing,
+    )  # fmt: skip
+
+
+def looked_at(c: Config) -> int:
+    """How many of those who wait lookahead looks at."""
+    return c.lookahead or LOOKED_AT * c.batch_size
+
+
+def asked(c: Config, method: Method) -> dict[str, Any]:
+    """The row's columns that say how prompts arrive and who is served next."""
+    given = {"token-budget": f" {c.token_budget}", "lookahead": f" {looked_at(c)}", "buckets": f" {c.buckets}",
+             "shortest-first": f" {c.ageing:g}"}  # fmt: skip
+    arrivals = {"gamma": f"gamma {c.burstiness:g}", "trace": f"trace {c.trace or 'of the dataset'}"}
+    return {
+        "arrivals": arrivals.get(c.arrivals, c.arrivals), "rate": c.rate, "clock": c.clock, "slo_ms": c.slo_ms,
+        "policy": "its own" if method.serves else c.policy + given.get(c.policy, ""),
+    }  # fmt: skip
+
+
+def add_waits(row: Row, served: Served, slo_ms: float | None, seed: int) -> None:
+    """Fill in what prompts waited, and how far the device kept up."""
+    found = waits_of(served, None if slo_ms is None else slo_ms / 1000, seed)
+    for name in ("mean", "p50", "p90", "p99"):
+        setattr(row, f"ttft_{name}_s", found.ttft[name].value)
+    for name in ("mean", "p99"):
+        setattr(row, f"ttft_{name}_low_s", found.ttft[name].low)
+        setattr(row, f"ttft_{name}_high_s", found.ttft[name].high)
+        setattr(row, f"queue_{name}_s", found.queue[name].value)
+    row.prompts_per_batch_mean = None if served.within else row.num_prompts / len(served.batches)
+    row.busy_share, row.busy_periods, row.arrived_per_s = found.busy_share, found.busy_periods, found.rate
+    row.goodput_per_s, row.stable = found.goodput, found.stable
+
+
+def requests(plan: Plan, served: Served) -> list[dict[str, Any]]:
+    """One line for each prompt: tokens, when it arrived, in which batch, when that began, when its first token came."""
+    order, batch = np.concatenate(plan.shuffled), served.batch_of
+    return [
+        {"prompt": int(order[number]), "tokens": len(plan.prompts.token_ids[order[number]]),
+         "arrival_s": float(served.arrivals_s[number]), "batch": None if served.within else int(batch[number]),
+         "start_s": None if served.within else served.starts_s[batch[number]],
+         "first_token_s": served.ends_s[batch[number]]}
+        for number in range(len(order))
+    ]  # fmt: skip
