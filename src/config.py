@@ -196,6 +196,9 @@ def check(config: Config) -> None:
         "policy": config.policy,
         "clock": config.clock,
     }
+    if config.clock == "predicted":
+        remedy = f"ask for predictions with {places.command_line('advise')} rate=… slo_ms=…"
+        raise UserError("clock", "a run measures, and predicted times are no measurement", remedy)
     for setting, value in chosen.items():
         _one_of(setting, value, CHOICES[setting])
     _one_of("method", config.method, METHODS)

@@ -7,13 +7,14 @@ import sys
 
 from ..cli import guarded
 from ..compose import compose
-from .settings import read_arguments
+from .settings import arrivals, read_arguments
 
 
 def main() -> None:
     """Read the settings, calibrate where needed, predict, print the table and the advice."""
     settings, overrides = read_arguments(sys.argv[1:])
-    config, _ = compose([*overrides, "methods=[full-batching]", "batch_size=1", "protocol=modern", "metric=ttft"])
+    config, _ = compose([*overrides, "methods=[full-batching]", "batch_size=1", "protocol=modern", "metric=ttft",
+                         *arrivals(settings, overrides)])  # fmt: skip
     from .session import advise  # after bad settings: torch takes seconds to import
 
     advise(config, settings)

@@ -15,7 +15,7 @@ from ..measure.process import CpuTimes, CpuUse
 from ..prefilling.models import load_model
 from ..prefilling.shape import Shape
 from ..report.cells import Column, as_markdown, fixed, make_table, thousands, times
-from . import calibrate, choosing
+from . import calibrate, choosing, under_load
 from .choosing import BASELINE, Checked, Choice, with_spread
 from .cost import fit
 from .settings import AdviseSettings
@@ -45,6 +45,9 @@ def advise(config: Config, asked: AdviseSettings) -> None:
             path = calibrate.save(plan.results_dir, key, asked.calibration_s, measured)
             print(f"calibration: {path}", flush=True)
     costs = fit(calibrate.samples_of(measured, plan, shape))
+    if plan.arrivals_s is not None:
+        _advise_under_load(under_load.Predictor(plan, shape, costs), sorted(set(batch_sizes)), bench, asked.check)
+        return
     found = choosing.choices(plan, shape, costs, sorted(set(batch_sizes)))
     prompts = f"{usable:,} prompts of {lengths.mean():.0f} tokens, {lengths.max():,} at most"
     print(
@@ -61,6 +64,25 @@ def advise(config: Config, asked: AdviseSettings) -> None:
         checked = choosing.check(plan, bench, found, asked.check_batches)
         share = CpuUse.since(before).other or 0.0
         print(f"{comparison(checked)}\nOther processes used {share:.0%} of the processor meanwhile.", flush=True)
+
+
+def _advise_under_load(
+    predictor: under_load.Predictor, batch_sizes: list[int], bench: calibrate.Bench | None, checks: bool
+) -> None:
+    c = predictor.plan.config
+    found = under_load.choices(predictor, batch_sizes)
+    prompts = f"{len(predictor.lengths):,} prompts of {predictor.lengths.mean():.0f} tokens"
+    print(
+        f"\nPredicted for {c.dataset.name} ({prompts}), {c.arrivals}, {c.rate:g} a second, {c.model.name}, {c.dtype}, "
+        f"{device_name(predictor.plan.device)}\n\n{under_load.table(found, c.slo_ms)}\n\n"
+        f"each with its best batch size of {', '.join(map(str, batch_sizes))}; intervals: 95 %, from batches left out "
+        "of the fit\n\n"
+        f"{under_load.advice(found, c)[1]}",
+        flush=True,
+    )
+    if checks and bench is not None:
+        print("\nChecked with batches that are really computed, in virtual time:\n", flush=True)
+        print(under_load.check(predictor, bench, found), flush=True)
 
 
 def predictions(found: Sequence[Choice], memory_mb: float | None) -> str:
