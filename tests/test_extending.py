@@ -38,6 +38,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
     for name in (
         "src/prefilling/added/longest_first.py",
         "src/prefilling/added/one_by_one.py",
+        "src/queueing/policies/longest_wait_alone.py",
         "src/workload/length_profiles/chat.csv",
         "configs/dataset/chat.yaml",
         "configs/model/llama-tiny.yaml",
@@ -69,6 +70,20 @@ def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Re
     assert rows["full-batching"].padding_ratio > rows["longest-first"].padding_ratio > 1
     assert rows["one-by-one"].padding_ratio == 1
     assert len({row.workload_fingerprint for row in rows.values()}) == 1
+
+
+@pytest.mark.slow
+def test_a_policy_is_found_by_its_file(measured: tuple[Path, list[Record]]) -> None:
+    tree = measured[0].parent
+    done = subprocess.run(
+        [sys.executable, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
+         "rate=500", "policy=longest-wait-alone", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=loaded",
+         "isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"],
+        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = read_all(tree / "loaded")
+    assert (record.row.policy, record.row.num_batches) == ("longest-wait-alone", 12)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from src.workload.profiles import FOLDER as PROFILE_DIR
 FLOORS = {
     "places": 0, "interval": 0, "authors": 0, "terminal": 0, "stats": 1, "cli": 1, "opening": 2, "config": 2, "hub": 2,
     "paper": 2, "provenance": 2, "compose": 3, "workload": 3, "prefilling": 4, "records": 5, "queueing": 5,
-    "measure": 6, "report": 7, "compare": 8, "jobs": 8, "advise": 8, "run": 9, "reproduce": 9, "demo": 9,
+    "measure": 6, "report": 7, "compare": 8, "jobs": 8, "advise": 9, "run": 9, "reproduce": 9, "demo": 9,
     "__main__": 10,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

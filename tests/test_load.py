@@ -261,10 +261,14 @@ def test_the_report_draws_the_rate_and_tells_the_ratio_to_full_batching(tmp_path
     rows = [row_at(rate, p99_s) for rate, p99_s in ((1, 0.02), (2, 0.05), (4, 0.09), (8, 0.2), (16, 5.0))]
     rows += [row_at(rate, p99_s, "prepacking") for rate, p99_s in ((4, 0.02), (8, 0.05), (16, 0.095), (32, 3.0))]
     rows += [row_at(rate, p99_s, "prepacking", "lookahead 16") for rate, p99_s in ((1, 0.2), (2, 0.3))]
+    rows += [row_at(rate, p99_s, "vllm", "its own") for rate, p99_s in ((8, 0.02), (16, 0.3))]
+    rows[-1].clock = rows[-2].clock = "real"
     section = make(under_load, [Record(row, {}, {}) for row in rows])
     lines = section.table.texts()
     at = {column: place for place, column in enumerate(section.table.header)}
-    told = {(line[at["Method"]], line[at["Policy"]]): line for line in lines}
+    told = {(line[at["Method"]], line[at["Policy"]]): line for line in lines if line[at["Clock"]] == "virtual"}
+    named = {tuple(line[at[name]] for name in ("Method", "Policy", "Clock")) for line in lines}
+    assert ("vllm", "its own", "real") in named
     assert told["prepacking", "fifo"][at["Largest rate (prompts / s)"]] == "16.00 [8.00, 32.00]"
     assert told["full-batching", "fifo"][at["Largest rate (prompts / s)"]] == "4.00 [2.00, 8.00]"
     assert told["full-batching", "fifo"][at["Over full-batching, fifo"]] == "1.00x"

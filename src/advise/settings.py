@@ -22,8 +22,8 @@ class AdviseSettings:
 
     With rate=, prompts arrive one by one: which method, policy and batch size keep slo_ms, and up to which rate.
     Also takes these settings of run: dataset, dataset.…, model, model.…, device, dtype, loadbit, forward,
-    num_prompts, packing, seed, results_dir; with rate= arrivals, burstiness, trace. The first call calibrates for about a
-    minute; later ones reuse it.
+    num_prompts, packing, seed, results_dir; with rate= arrivals, burstiness, trace. The first call calibrates for about
+    a minute; later ones reuse it.
     """
 
     batch_sizes: list[int] | None = field(default=None, metadata={"help": "prompts of a batch; default [8,16,32,64]"})

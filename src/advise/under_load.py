@@ -1,8 +1,8 @@
 """Advice under load: which method, policy and batch size keep an objective at a rate, from predicted times of batches.
 
 The clock is predicted: the queue is simulated as for a measurement (``queueing/loop.py``), but a batch takes the
-seconds that the calibrated cost model gives it. Uncertainty is the model's: the same with every batch as much slower, and
-as much faster, as 95 % of the calibration's batches were at most.
+seconds that the calibrated cost model gives it. Uncertainty is the model's: the same with every batch as much slower,
+and as much faster, as 95 % of the calibration's batches were at most.
 """
 
 from __future__ import annotations

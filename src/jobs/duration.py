@@ -45,6 +45,8 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
         hardest = sorted(batches)[-c.verify_batches :]
         operations += (1 if c.under_load else c.warmup + c.repeats) * sum(batches)
         fixed_s += ENGINE_S.get(assignment.method.name, 0.0)
+        if c.clock == "real":
+            fixed_s += c.num_prompts / (c.rate or 1.0)
         if assignment is not plan.ideal:
             prompts = times * len(hardest) * c.batch_size
             operations += 2 * sum(hardest)  # by the method, and each prompt alone
