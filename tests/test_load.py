@@ -14,6 +14,9 @@ from matplotlib import pyplot as plt
 
 from src import run
 from src.cli import UserError
+from src.compare import pairs
+from src.compare.page import table
+from src.compare.sources import Entry, Source
 from src.compose import compose
 from src.config import Config
 from src.jobs import largest_rate
@@ -290,6 +293,20 @@ def test_a_report_of_runs_under_load_is_written(measure: Measure, tmp_path: Path
     assert "Arrivals: trace" in text or "Arrivals: poisson" in text
     assert (report.folder / "under_load.csv").is_file()
     assert (report.folder / "under_load.png").is_file()
+
+
+def test_two_machines_are_compared_by_what_prompts_waited() -> None:
+    rows = [row_at(4, 0.05, ttft_mean_s=mean_s, ttft_mean_low_s=0.9 * mean_s, ttft_mean_high_s=1.1 * mean_s,
+                   seconds_per_batch_mean=0.01, workload_fingerprint="f") for mean_s in (0.04, 0.02)]  # fmt: skip
+    sources = [Source(letter, letter, [Entry(row)], {}) for letter, row in zip("AB", rows, strict=True)]
+    (pair,) = pairs.compare(sources).pairs
+    assert pair.ratio is not None
+    assert pair.ratio.value == pytest.approx(2)
+    assert pair.ratio.low < 2 < pair.ratio.high
+    assert pair.speedups == (None, None)
+    text = table([pair], 0.01)
+    assert "mean TTFT (s)" in text
+    assert "full-batching, fifo" in text
 
 
 def test_a_smoke_run_takes_one_rate() -> None:

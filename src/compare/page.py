@@ -111,7 +111,7 @@ def table(pairs: Sequence[Pair], noise_floor: float) -> str:
     header = [
         "Method",
         "Source",
-        "s / batch",
+        "mean TTFT (s)" if pairs[0].row.arrivals else "s / batch",
         "A's time / its",
         "Verdict",
         "Speedup over full-batching",
@@ -121,7 +121,8 @@ def table(pairs: Sequence[Pair], noise_floor: float) -> str:
     last: Entry | None = None
     for pair in pairs:
         if pair.reference is not last:
-            name = label(pair.row) + (" *" if _offline(pair.row) else "")
+            name = label(pair.row) + (f", {pair.row.policy}" if pair.row.policy else "")
+            name += " *" if _offline(pair.row) else ""
             body.append([name, "A", _seconds(pair.reference), "", "", _said(pair.speedups[0]), ""])
             last = pair.reference
         verdict = "" if pair.ratio is None else pair.ratio.verdict(noise_floor)

@@ -184,11 +184,14 @@ def _pair(reference: Source, a: Entry, other: Source, b: Entry) -> Pair:
 def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
     """Time of ``a`` over time of ``b``, two runs of their own, and whether from the samples of the same batches."""
     samples, draws = (_samples(a), _samples(b)), _batches_are_draws(a.row)
-    if samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1]):
-        means = [entry.row.interval("seconds_per_batch_mean") for entry in (a, b)]
+    unlike = samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1])
+    if unlike or a.row.arrivals:  # under load batches form by themselves
+        means = [entry.row.interval(entry.row.time_column) for entry in (a, b)]
         assert means[0] is not None
         assert means[1] is not None
         return stats.ratio_of_intervals(means[0], means[1]), False
+    assert samples[0] is not None
+    assert samples[1] is not None
     return stats.between_runs(samples[0], samples[1], draws), True
 
 
@@ -236,7 +239,7 @@ def _beside(entry: Entry, source: Source) -> stats.Seconds | None:
 def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
     """Over full-batching: as the row says, else from records of runs of their own."""
     row = entry.row
-    if entry.seconds is None or row.method == BASELINE:
+    if entry.seconds is None or row.method == BASELINE or row.arrivals:
         return None
     if row.speedup_over_full_batching is not None:
         return row.interval("speedup_over_full_batching")

@@ -48,8 +48,8 @@ class Entry:
 
     @property
     def seconds(self) -> float | None:
-        """Mean seconds of a batch; None where the method has no time to show."""
-        mean = self.row.seconds_per_batch_mean
+        """Mean seconds of a batch, or to first token under load; None where the method has no time to show."""
+        mean: float | None = getattr(self.row, self.row.time_column)
         return mean if self.row.status == "ok" and mean is not None and 0 < mean < math.inf else None
 
 

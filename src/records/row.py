@@ -232,6 +232,11 @@ class Row:
     invalid_reasons: str | None = _origin("what speaks against it, in words")
     notes: str | None = _origin("what a reader should know, and what speaks against nothing")
 
+    @property
+    def time_column(self) -> str:
+        """The column that says how long it took: of a batch, or under load of a prompt, for there batches differ."""
+        return "ttft_mean_s" if self.arrivals else "seconds_per_batch_mean"
+
     def interval(self, name: str) -> Interval | None:
         """A column with its 95 % interval, which may be NaN at both ends; None where the column has no value."""
         low, high = (getattr(self, end) for end in INTERVALS[name])
@@ -261,6 +266,7 @@ COLUMNS = {
 # Columns that have an interval, with the columns of its ends.
 INTERVALS = {
     "seconds_per_batch_mean": ("seconds_per_batch_ci_low", "seconds_per_batch_ci_high"),
+    "ttft_mean_s": ("ttft_mean_low_s", "ttft_mean_high_s"),
     "speedup_over_full_batching": ("speedup_ci_low", "speedup_ci_high"),
     "speedup_over_length_ordered": ("speedup_over_length_ordered_ci_low", "speedup_over_length_ordered_ci_high"),
     "fraction_of_ideal": ("fraction_of_ideal_ci_low", "fraction_of_ideal_ci_high"),

@@ -39,6 +39,8 @@ def title(row: Row, machine: str | None = None) -> str:
 def told_apart(row: Row) -> str:
     """Settings that set a comparison apart from others of the same name, where they are not the usual ones."""
     said = f", cut at {row.dataset_max_tokens:,} tokens" if row.dataset_max_tokens else ""
+    if row.arrivals:
+        said += f", {row.arrivals}, {row.rate:g} a second"
     if row.forward and row.protocol == "modern" and row.max_tokens_per_forward != Config.max_tokens_per_forward:
         budget = "no limit of" if row.max_tokens_per_forward is None else f"at most {row.max_tokens_per_forward:,}"
         said += f", {budget} tokens a forward"
