@@ -140,13 +140,18 @@ def test_every_section_is_of_an_experiment_and_takes_the_records_of_experiments(
     shown = [module for module in modules() if name_of(module) != "others"]
     for module in shown:
         assert name_of(module) in NAMES
-        assert set(getattr(module, "TAKES", [name_of(module)])) <= named
+        takes = set(getattr(module, "TAKES", [name_of(module)]))
+        assert takes <= (named | {None} if name_of(module) == "under_load" else named)
     assert {name_of(module) for module in shown} >= named
 
 
 def test_a_record_of_no_experiment_is_among_the_others_alone(records: list[Record]) -> None:
     others = [replace(record, row=replace(record.row, experiment=None)) for record in records]
-    assert [name_of(module) for module in modules() if len(make(module, others).table)] == ["others"]
+    shown = {name_of(module): make(module, others) for module in modules()}
+    under_load = {record.row.run_id for record in others if record.row.arrivals}
+    assert [name for name, section in shown.items() if len(section.table)] == ["under_load", "others"]
+    assert {run for runs in shown["under_load"].table.records for run in runs} == under_load
+    assert not {run for runs in shown["others"].table.records for run in runs} & under_load
     assert not len(make(modules()[-1], records).table)
 
 

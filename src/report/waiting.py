@@ -49,7 +49,8 @@ def load_table(rows: Sequence[Row]) -> str:
     first = rows[0]
     slo = "" if first.slo_ms is None else f", first tokens within {first.slo_ms:g} ms wanted"
     heading = f"Arrivals: {first.arrivals}, {first.num_prompts:,} prompts, {first.clock} clock{slo}"
-    return "\n".join([heading, "", as_markdown(make_table(COLUMNS, body, ())), *bullets(notes(rows))])
+    said = [line for line in notes(rows) if not line.startswith(("†", "‡"))]  # of columns that stand elsewhere
+    return "\n".join([heading, "", as_markdown(make_table(COLUMNS, body, ())), *bullets(said)])
 
 
 def waited(row: Row) -> str:

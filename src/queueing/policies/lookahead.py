@@ -2,7 +2,7 @@
 
 What was looked at is served to its end before anyone who came later, so that nobody starves. A look of one batch is
 first come, first served; a look at everything is the offline oracle, which knew all prompts beforehand: sorted by
-length, or, for methods that pack rows, packed as a whole.
+length, or, for methods that pack rows, packed as a whole, ``batch_size`` rows a batch.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ Found = list[Row]
 
 
 def select(records: Sequence[Record]) -> Found:
-    """All of them, but for those with faults on demand."""
-    return [record.row for record in records if not record.row.faults]
+    """All of them, but for those with faults on demand, and those under load, which have a section of their own."""
+    return [record.row for record in records if not record.row.faults and not record.row.arrivals]
 
 
 def table(found: Found) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ...prefilling.methods import method_of
 from ...records.groups import place_of
 from ...records.row import MACHINE, WORK, Row, key
 from ...records.store import Record
-from ..cells import Column, Table, estimate, fixed, make_table, significant, times
+from ..cells import Column, Marked, Table, estimate, fixed, make_table, significant, times
 from ..plots import STYLE, finish_axes, titled
 from ..section import Claim
 from ..select import BASE, clean
@@ -29,6 +30,7 @@ LEAD = (
     "does not grow. It lies between the last that surely keeps it and the first that surely does not, by the intervals "
     "of p99."
 )
+TAKES = ("under_load", None)
 FIRST = "fifo"
 BASE_NAME = (BASE, FIRST, "virtual")
 COLUMNS = (
@@ -80,7 +82,7 @@ def select(records: Sequence[Record]) -> Found:
     """The curves of each setting: what is equal in everything but method, policy and rate."""
     settings: dict[tuple[Any, ...], dict[Name, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in clean(records, status="ok"):
-        if row.arrivals is not None and row.slo_ms is not None:
+        if row.arrivals is not None:
             same = (row.dataset, row.model, *key(row, WORK, MACHINE, but=("rate", "workload_fingerprint")))
             settings[same][row.method, row.policy or "", row.clock or ""].append(row)
     found = []
@@ -100,7 +102,8 @@ def table(found: Found) -> Table:
             line: dict[str, Any] = {
                 "Method": label(first), "Policy": policy, "Clock": clock, "Dataset": first.dataset,
                 "Model": model_name(first), "Arrivals": first.arrivals, "Batch": first.batch_size,
-                "SLO (ms)": first.slo_ms, "Largest rate (prompts / s)": rate,
+                "SLO (ms)": first.slo_ms,
+                "Largest rate (prompts / s)": "no objective" if first.slo_ms is None else _or_more(rate),
             }  # fmt: skip
             if rate is not None and base is not None:
                 line["Over full-batching, fifo"] = _over(rate, base, curve is curves[BASE_NAME])
@@ -113,6 +116,11 @@ def table(found: Found) -> Table:
             body.append(line)
             ids.append([row.run_id for row in curve.rows])
     return make_table(COLUMNS, body, ids)
+
+
+def _or_more(rate: Interval | None) -> Interval | Marked | None:
+    """A rate as it is shown; with no rate above it that broke the objective, it is the least that can be said."""
+    return rate if rate is None or not math.isnan(rate.high) else Marked(rate.value, "or more")
 
 
 def _over(rate: Interval, base: Interval, itself: bool) -> Interval | float:
@@ -157,9 +165,10 @@ def figure(found: Found) -> Any:
         for (method, _, clock), curve in own.items():
             _draw(panel, curve, method, clock)
         first = next(iter(own.values())).rows[0]
-        panel.axhline(first.slo_ms or 0.0, color="black", lw=0.8, ls="--")
-        panel.annotate(f"objective {first.slo_ms:g} ms", (0.01, first.slo_ms or 1.0),
-                       xycoords=("axes fraction", "data"), va="bottom", fontsize=7)  # fmt: skip
+        if first.slo_ms is not None:
+            panel.axhline(first.slo_ms, color="black", lw=0.8, ls="--")
+            panel.annotate(f"objective {first.slo_ms:g} ms", (0.01, first.slo_ms),
+                           xycoords=("axes fraction", "data"), va="bottom", fontsize=7)  # fmt: skip
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.xaxis.set_major_formatter("{x:g}")
