@@ -285,6 +285,7 @@ ONLY_UNDER_LOAD = (
     "clock",
     "slo_ms",
 )
+MOST_BUCKETS = 1000
 OF_ARRIVALS = {"burstiness": "gamma", "trace": "trace"}
 OF_POLICY = {"token_budget": "token-budget", "lookahead": "lookahead", "buckets": "buckets", "ageing": "shortest-first"}
 
@@ -307,6 +308,12 @@ def _check_load(config: Config) -> None:
     for setting, number in (("rate", config.rate), ("burstiness", config.burstiness), ("slo_ms", config.slo_ms)):
         if number is not None and not 0 < number < float("inf"):  # also refuses NaN
             raise UserError(setting, f"{number:g}", "give a number above 0")
+    for setting, number, least, most in (
+        ("rate", config.rate, 1e-4, 1e6),
+        ("burstiness", config.burstiness, 0.01, 100),
+    ):
+        if number is not None and not least <= number <= most:
+            raise UserError(setting, f"{number:g}", f"give {least:g} to {most:g}")
     for setting, count in (("token_budget", config.token_budget), ("lookahead", config.lookahead)):
         if count is not None and count < 1:
             raise UserError(setting, f"{count} is too small", "give a whole number of 1 or more")
@@ -319,7 +326,8 @@ def _check_load(config: Config) -> None:
         )
     ends = config.buckets if isinstance(config.buckets, list) else None
     whole = all(type(end) is int and end > 0 for end in (ends if ends is not None else [config.buckets]))
-    if not whole or (ends is not None and (not ends or sorted(set(ends)) != ends)):
+    many = ends is None and whole and config.buckets > MOST_BUCKETS
+    if not whole or many or (ends is not None and (not ends or sorted(set(ends)) != ends)):
         problem = f"{config.buckets}"
         raise UserError("buckets", problem, "give how many, or the lengths at which they end, ascending: [64,256,1024]")
     if config.searches_rate and config.slo_ms is None:

@@ -216,6 +216,44 @@ def row_at(rate: float, p99_s: float, method: str = "full-batching", policy: str
     )  # fmt: skip
 
 
+def test_seeds_make_curves_of_their_own_and_invalid_runs_decide_nothing() -> None:
+    rows = [row_at(rate, 0.05, seed=seed) for rate in (4, 8) for seed in (0, 1)]
+    noisy = row_at(2, 0.5)
+    noisy.valid = False
+    for number, row in enumerate([*rows, noisy]):
+        row.run_id = row.comparison_id = f"run {number}"
+    found = under_load.select([Record(row, {}, {}) for row in [*rows, noisy]])
+    assert [[row.rate for row in curve.rows] for curves in found for curve in curves.values()] == [[2, 4, 8], [4, 8]]
+    assert [curve.best.rate for curves in found for curve in curves.values() if curve.best] == [8, 8]
+
+
+def test_a_rate_at_which_too_few_prompts_came_bounds_the_search_and_breaks_nothing() -> None:
+    assert largest_rate.judged(None, True, 0.9) == "short"
+    assert largest_rate.judged(None, False, 0.9) == "breaks"
+    assert walk(0, lambda step: "keeps" if step < 20 else "short") == (19, None)
+    row = row_at(4, 0.05)
+    row.stable = None
+    assert "cannot tell" in load_table([row])
+
+
+def test_a_request_without_a_time_is_named(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_s,prompt_tokens\n" + "".join(f"{n},5\n" for n in range(30)) + ",5\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"1 of 31 requests of mine.csv do not say when they came"):
+        prepare(tiny_config(*LOADED, "arrivals=trace", "rate=10", "dataset=file", "dataset.source=file",
+                            f"dataset.path={path}"))  # fmt: skip
+
+
+def test_a_search_with_rerun_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(largest_rate, "_first_step", lambda _: 80)
+    monkeypatch.setattr(largest_rate, "became_of", lambda _: "hopeless")
+    overrides = [*TINY_OVERRIDES, *LOADED, "slo_ms=60000", "method=padding-free", f"results_dir={tmp_path}"]
+    measured: list[object] = []
+    for more in ([], ["rerun=true"]):
+        largest_rate.search([*overrides, *more], tmp_path, measure=measured.append)
+    assert len(measured) == 2
+
+
 def test_what_became_of_a_rate() -> None:
     assert largest_rate.became_of(row_at(1, 0.1)) == "keeps"
     assert largest_rate.became_of(row_at(1, 0.11)) == "breaks"
@@ -341,6 +379,8 @@ BAD = {
     "rate=0": "rate: 0; give a number above 0",
     "rate=-3": "rate: -3; give a number above 0",
     "rate=nan": "rate: nan; give a number above 0",
+    "rate=1e-300": "rate: 1e-300; give 0.0001 to 1e+06",
+    "rate=2 policy=buckets buckets=1000000000": "buckets: 1000000000; give how many",
     "arrivals=storm": "arrivals: unknown 'storm'; choose one of all, poisson, gamma, trace",
     "policy=luck": "policy: unknown 'luck'; choose one of buckets, fifo, lookahead, shortest-first, token-budget",
     "clock=sun": "clock: unknown 'sun'; choose one of virtual, real",

@@ -90,6 +90,19 @@ def test_a_server_that_cannot_keep_up_is_told_from_one_that_can() -> None:
         assert waits_of(served, None).stable is kept, load
 
 
+def test_arrivals_within_a_few_batches_are_no_rate() -> None:
+    """A burst of two batches is over soon, whatever rate it is called."""
+    for number, told in ((32, None), (3000, False)):
+        times_s = np.linspace(0, number / 1e6, number)
+        served = virtual(times_s, chooser("fifo", rules([1] * number, batch_size=32)), lambda _: 1.0)
+        assert waits_of(served, None).stable is told
+
+
+def test_arrivals_that_stop_end_real_time_with_the_reason() -> None:
+    with pytest.raises(RuntimeError, match="prompts stopped arriving"):
+        real(np.array([1e300, 2e300]), chooser("fifo", rules([1, 1])), lambda _: 0.0)
+
+
 def test_intervals_hold_what_they_promise() -> None:
     """Of 100 runs the 95 % interval of the mean wait of M/D/1 at half load holds the truth in 88 and more."""
     held = 0
@@ -250,6 +263,7 @@ TRACES = {
     "gone.csv": (None, "there is neither a shipped trace nor a file"),
     "back.csv": ("arrival_s,prompt_tokens\n0,5\n4,5\n1,5\n", "request 3 comes 3 s before the one before it"),
     "timeless.csv": ("prompt_tokens\n5\n6\n", "does not say of every request when it came"),
+    "strange.csv": ("arrival_s,prompt_tokens\n0,5\nnan,5\n4,5\n", "nan"),
     "short.csv": ("arrival_s,prompt_tokens\n0,5\n4,5\n", "has 2 requests, and num_prompts=3"),
 }
 

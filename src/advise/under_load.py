@@ -15,7 +15,7 @@ import torch
 
 from ..config import POLICIES, Config
 from ..interval import Interval
-from ..jobs.largest_rate import BREAKS, HOPELESS, IDLE, KEEPS, PER_DOUBLING, rate_of, steps
+from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
 from ..measure.load import looked_at
 from ..measure.plan import Plan
 from ..measure.work import work_of
@@ -27,6 +27,8 @@ from ..queueing.loop import Floats, Serve, Served, virtual
 from ..queueing.policy import Rules, bounds, chooser
 from ..queueing.waits import Waits, waits_of
 from ..report.cells import Column, as_markdown, estimate, fixed, make_table, significant
+from ..report.waiting import kept_up
+from ..workload.arrivals import stretched
 from .calibrate import Bench
 from .cost import CostModel
 
@@ -63,7 +65,9 @@ class Predictor:
         order = np.concatenate(plan.shuffled)[:MOST]
         assert plan.arrivals_s is not None
         self.plan, self._shape, self._model = plan, shape, model
-        self.lengths, self._times_s = plan.prompts.lengths[order], plan.arrivals_s[:MOST]
+        # The first of a trace may come faster or slower than all of it.
+        self.lengths = plan.prompts.lengths[order]
+        self._times_s = stretched(plan.arrivals_s[:MOST], float(plan.config.rate or 1.0))
         self.rate = float(plan.config.rate or 1.0)
         self._seconds: dict[tuple[str, tuple[int, ...]], float] = {}
 
@@ -103,9 +107,7 @@ class Predictor:
 
         def became(step: int) -> str:
             found = self.waits(method, policy, batch_size, rate_of(step), factor)
-            if found.stable and found.ttft["p99"].value <= slo_s:
-                return KEEPS
-            return HOPELESS if found.busy_share < IDLE else BREAKS
+            return judged(found.stable, found.ttft["p99"].value <= slo_s, found.busy_share)
 
         tries = steps(round(PER_DOUBLING * float(np.log2(self.rate))))
         step = next(tries)
@@ -167,7 +169,7 @@ def table(found: Sequence[Choice], slo_ms: float | None) -> str:
         {"Method": each.method.name, "Policy": each.policy, "Batch size": each.batch_size,
          "p99 TTFT (ms)": _ms(each.p99_s),
          "mean TTFT (ms)": 1000 * each.waits.ttft["mean"].value, "Busy (%)": 100 * each.waits.busy_share,
-         "Kept up": "yes" if each.waits.stable else "no",
+         "Kept up": kept_up(each.waits.stable),
          **({"Largest rate (prompts / s)": each.largest} if slo_ms is not None else {})}
         for each in found
     ]  # fmt: skip

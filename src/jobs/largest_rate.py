@@ -28,7 +28,7 @@ LOWEST, HIGHEST = -10 * PER_DOUBLING, 14 * PER_DOUBLING  # a prompt in a quarter
 IDLE = 0.05  # busy share below which waiting is not what breaks the objective: a batch alone takes longer
 RUNS = 7  # of a search, about
 
-KEEPS, BREAKS, HOPELESS, FAILED = "keeps", "breaks", "hopeless", "failed"
+KEEPS, BREAKS, SHORT, HOPELESS, FAILED = "keeps", "breaks", "short", "hopeless", "failed"
 Found = tuple[float, float | None]
 
 
@@ -41,15 +41,16 @@ def steps(first: int) -> Generator[int, str, tuple[int | None, int | None]]:
     """The steps that a search tries, each of which is to be answered with what became of it.
 
     Returns:
-        The largest that keeps the objective, and the least above it that breaks it; None where there is none.
+        The largest that keeps the objective, and the least above it that breaks it; None where there is none, or where
+        so few prompts come within so short a time there that nothing can be told.
     """
-    step, keeps, breaks = first, None, None
+    step, keeps, breaks, short = first, None, None, None
     while keeps is None or breaks is None or breaks - keeps > 1:
         found = yield step
         if found == KEEPS:
             keeps = step
-        elif found == BREAKS:
-            breaks = step
+        elif found in (BREAKS, SHORT):
+            breaks, short = step, step if found == SHORT else short
         else:
             return keeps, step if found == HOPELESS else breaks
         if keeps is not None and breaks is not None:
@@ -58,16 +59,23 @@ def steps(first: int) -> Generator[int, str, tuple[int | None, int | None]]:
             step += PER_DOUBLING if breaks is None else -PER_DOUBLING
         if not LOWEST <= step <= HIGHEST:
             break
-    return keeps, breaks
+    return keeps, None if breaks == short else breaks
 
 
 def became_of(row: Row) -> str:
     """Whether a run kept the objective."""
     if row.status != "ok" or row.ttft_p99_s is None or row.slo_ms is None:
         return FAILED
-    if row.stable and 1000 * row.ttft_p99_s <= row.slo_ms:
+    return judged(row.stable, 1000 * row.ttft_p99_s <= row.slo_ms, row.busy_share or 0.0)
+
+
+def judged(stable: bool | None, in_time: bool, busy_share: float) -> str:
+    """What became of a rate, by whether the device kept up, whether p99 was in time, and how busy it was."""
+    if stable is None and in_time:
+        return SHORT
+    if stable and in_time:
         return KEEPS
-    return HOPELESS if (row.busy_share or 0.0) < IDLE else BREAKS
+    return HOPELESS if busy_share < IDLE else BREAKS
 
 
 def search(
@@ -124,7 +132,7 @@ def _try(
     overrides: list[str], results_dir: Path, may_start: Callable[[Plan], bool], measure: Callable[[Plan], object]
 ) -> str:
     plan = prepare(compose(overrides)[0])
-    if plan.recorded() is None:
+    if plan.config.rerun or plan.recorded() is None:
         if not may_start(plan):
             raise OutOfTime
         measure(plan)

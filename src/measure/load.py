@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,8 @@ def asked(c: Config, method: Method) -> dict[str, Any]:
     """The row's columns that say how prompts arrive and who is served next."""
     given = {"token-budget": f" {c.token_budget}", "lookahead": f" {looked_at(c)}", "buckets": f" {c.buckets}",
              "shortest-first": f" {c.ageing:g}"}  # fmt: skip
-    arrivals = {"gamma": f"gamma {c.burstiness:g}", "trace": f"trace {c.trace or 'of the dataset'}"}
+    trace = Path(c.trace).name if c.trace else "of the dataset"
+    arrivals = {"gamma": f"gamma {c.burstiness:g}", "trace": f"trace {trace}"}
     return {
         "arrivals": arrivals.get(c.arrivals, c.arrivals), "rate": c.rate, "clock": c.clock, "slo_ms": c.slo_ms,
         "policy": "its own" if method.serves else c.policy + given.get(c.policy, ""),

@@ -228,9 +228,9 @@ def _arrivals(config: Config, prompts: Prompts) -> NDArray[np.float64]:
     number, rate = len(prompts.token_ids), config.rate or 1.0  # a search sets the rate of each of its runs
     rng = np.random.default_rng((config.seed, ARRIVALS))
     if config.arrivals == "poisson":
-        return arrivals.poisson(number, rate, rng)
+        return arrivals.stretched(arrivals.poisson(number, rate, rng), rate)  # the rate asked for, and not about it
     if config.arrivals == "gamma":
-        return arrivals.gamma(number, rate, config.burstiness, rng)
+        return arrivals.stretched(arrivals.gamma(number, rate, config.burstiness, rng), rate)
     if config.trace is not None:
         return arrivals.stretched(arrivals.trace_times(config.trace, number, rng), rate)
     if prompts.arrivals_s is None:

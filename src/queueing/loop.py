@@ -97,13 +97,19 @@ def real(arrivals_s: Floats, choose: Choose, serve: Serve) -> Served:
     A batch ends when the clock says so, which holds all that the virtual clock leaves out: choosing, and threads.
     """
     served, waiting, due = Served(arrivals_s), list[int](), threading.Condition()
+    failed: list[BaseException] = []
     began = time.perf_counter()
 
     def arrive() -> None:
-        for number, at_s in enumerate(arrivals_s.tolist()):
-            time.sleep(max(0.0, began + at_s - time.perf_counter()))
+        try:
+            for number, at_s in enumerate(arrivals_s.tolist()):
+                time.sleep(max(0.0, began + at_s - time.perf_counter()))
+                with due:
+                    waiting.append(number)
+                    due.notify()
+        except BaseException as error:  # nobody would be left to wake the other thread
             with due:
-                waiting.append(number)
+                failed.append(error)
                 due.notify()
 
     thread = threading.Thread(target=arrive, name="arrivals", daemon=True)
@@ -111,7 +117,9 @@ def real(arrivals_s: Floats, choose: Choose, serve: Serve) -> Served:
     left = len(arrivals_s)
     while left:
         with due:
-            due.wait_for(lambda: bool(waiting))
+            due.wait_for(lambda: bool(waiting or failed))
+            if failed:
+                raise RuntimeError(f"prompts stopped arriving ({failed[0]})")
             start_s = time.perf_counter() - began
             chosen = choose(list(waiting), start_s)
             _take_out(waiting, chosen)

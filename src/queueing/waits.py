@@ -19,7 +19,8 @@ from .loop import Floats, Served
 DRAWS = 1000
 FEWEST_PERIODS = 10  # busy periods; of fewer an interval would say more than is known
 BACKLOG = 0.05  # share of the arrivals' span within which a server that keeps up has served the last of them
-BATCHES_BEHIND = 3  # and at least so many of its longest batches
+BATCHES_BEHIND = 2  # and at least so many of its longest batches: the one that runs, and its own
+LONG_ENOUGH = 5  # of its longest batches: arrivals within less time are a burst, and say nothing of a rate
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Waits:
         busy_periods: spans in which it was never idle.
         rate: prompts a second that arrived.
         goodput: prompts a second whose first token came within the objective; None without one.
-        stable: whether it kept up: the last prompts were served soon after they had come.
+        stable: whether it kept up: the last prompts were served soon after they had come; None where all of them came
+            within so short a time that it cannot be told.
     """
 
     ttft: dict[str, Interval]
@@ -44,7 +46,7 @@ class Waits:
     busy_periods: int
     rate: float
     goodput: float | None
-    stable: bool
+    stable: bool | None
 
 
 def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
@@ -67,6 +69,7 @@ def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
     behind_s = float(ends_s[-1] - served.arrivals_s[-1])
     took_s = ends_s - starts_s
     longest_s = float(took_s.min() if served.within else took_s.max())  # an engine's own batches are not seen
+    kept_up = behind_s <= max(BACKLOG * arrived_s, BATCHES_BEHIND * longest_s)
     return Waits(
         _summary(ttft_s, periods, seed),
         _summary(queue_s, periods, seed),
@@ -74,7 +77,7 @@ def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
         int(periods.max()) + 1,
         (len(ttft_s) - 1) / arrived_s if arrived_s else float("inf"),
         within,
-        behind_s <= max(BACKLOG * arrived_s, BATCHES_BEHIND * longest_s),
+        kept_up if arrived_s >= LONG_ENOUGH * longest_s or not kept_up else None,
     )
 
 

@@ -104,7 +104,9 @@ class Row:
     busy_periods: int | None = _figure("spans of that time in which the device was never idle")
     arrived_per_s: float | None = _figure("prompts a second that did arrive", unit="prompts / s")
     goodput_per_s: float | None = _figure("prompts a second whose first token came within slo_ms", unit="prompts / s")
-    stable: bool | None = _figure("the last prompts were served soon after they had come: the queue did not grow")
+    stable: bool | None = _figure(
+        "the last prompts were served soon after they had come: the queue did not grow; none: too short a run to tell"
+    )
     seconds_per_batch_mean: float | None = _figure("mean over batches and repeats", unit="s")
     seconds_per_batch_std: float | None = _figure("standard deviation over batches and repeats", unit="s")
     seconds_per_batch_p50: float | None = _figure("median over batches and repeats", unit="s")

@@ -24,6 +24,11 @@ def interval(value: float | None, low: float | None, high: float | None) -> Inte
     return value if value is None or low is None or high is None else Interval(value, low, high)
 
 
+def kept_up(stable: bool | None) -> str:
+    """Whether a device kept up, in a word."""
+    return "cannot tell" if stable is None else "yes" if stable else "no"
+
+
 def cells(row: Row) -> dict[str, Any]:
     """A row of the table."""
     return {
@@ -33,7 +38,7 @@ def cells(row: Row) -> dict[str, Any]:
         "p99 (s)": interval(row.ttft_p99_s, row.ttft_p99_low_s, row.ttft_p99_high_s),
         "In the queue, mean (s)": row.queue_mean_s, "Prompts / batch": row.prompts_per_batch_mean,
         "Computed / useful": row.padding_ratio, "Busy (%)": None if row.busy_share is None else 100 * row.busy_share,
-        "Within the SLO / s": row.goodput_per_s, "Kept up": "yes" if row.stable else "no",
+        "Within the SLO / s": row.goodput_per_s, "Kept up": kept_up(row.stable),
     }  # fmt: skip
 
 
@@ -55,5 +60,5 @@ def load_table(rows: Sequence[Row]) -> str:
 
 def waited(row: Row) -> str:
     """What a run came to in a few words."""
-    late = "" if row.stable else ", and it fell behind"
+    late = ", and it fell behind" if row.stable is False else ""
     return f"{label(row)} {row.rate:g}/s: p99 {1000 * (row.ttft_p99_s or 0.0):.0f} ms{late}"

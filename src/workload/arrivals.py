@@ -91,8 +91,10 @@ def check_order(times_s: Floats, setting: str) -> None:
     """Refuse a trace that goes backwards in time, which is a sign that it is not what it is taken for.
 
     Raises:
-        UserError: it does, with the first such request.
+        UserError: it does, with the first such request, or a time is no number.
     """
+    if strange := np.flatnonzero(~np.isfinite(times_s)).tolist():
+        raise UserError(setting, f"request {strange[0] + 1} comes at {times_s[strange[0]]:g} s", "give it a time")
     back = np.flatnonzero(np.diff(times_s) < 0)
     if len(back):
         number = int(back[0])

@@ -137,6 +137,9 @@ def _drawn(
     if left_out := len(read.items) - len(usable):
         warn(f"{left_out:,} of {len(read.items):,} records of {files.named(read.detail)} {short}: they are left out")
     times = [item.arrival_s for item in usable] if in_order else [None]
+    if in_order and 0 < (missing := times.count(None)) < len(times):
+        problem = f"{missing:,} of {len(times):,} requests of {files.named(read.detail)} do not say when they came"
+        raise UserError(setting, problem, "give each a time, or leave those out")
     if None not in times:
         arrivals.check_order(np.array(times, dtype=np.float64), setting)
         drawn = follow(len(usable), wanted, rng)

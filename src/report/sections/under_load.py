@@ -27,8 +27,8 @@ TITLE = "Under load: the largest rate that keeps first tokens in time"
 LEAD = (
     "Prompts arrive one by one and wait while the device is busy; a policy forms the batches. Each rate is a run of "
     "its own. The largest rate is the last at which 99 of 100 first tokens come within the objective and the queue "
-    "does not grow. It lies between the last that surely keeps it and the first that surely does not, by the intervals "
-    "of p99."
+    "does not grow. Its interval reaches from the last whose p99 interval keeps it to the first whose does not; with "
+    "few prompts these are too narrow."
 )
 TAKES = ("under_load", None)
 FIRST = "fifo"
@@ -49,10 +49,15 @@ class Curve:
     rows: list[Row]
 
     @property
+    def judged(self) -> list[Row]:
+        """The runs that may be relied upon; all, where none may."""
+        return [row for row in self.rows if row.valid is not False] or self.rows
+
+    @property
     def best(self) -> Row | None:
         """The run at the largest rate that keeps the objective, if every lower one that was tried does, too."""
         kept = None
-        for row in self.rows:
+        for row in self.judged:
             if not _keeps(row, row.ttft_p99_s):
                 break
             kept = row
@@ -63,8 +68,8 @@ class Curve:
         """The largest rate, from the last that surely keeps the objective to the first that surely breaks it."""
         if self.best is None or self.best.rate is None:
             return None
-        surely = [row.rate for row in self.rows if row.rate and _keeps(row, row.ttft_p99_high_s or row.ttft_p99_s)]
-        broken = [row.rate for row in self.rows if row.rate and not _keeps(row, row.ttft_p99_low_s or row.ttft_p99_s)]
+        surely = [row.rate for row in self.judged if row.rate and _keeps(row, row.ttft_p99_high_s or row.ttft_p99_s)]
+        broken = [row.rate for row in self.judged if row.rate and not _keeps(row, row.ttft_p99_low_s or row.ttft_p99_s)]
         rate = self.best.rate
         low = max((each for each in surely if each <= rate), default=float("nan"))
         return Interval(rate, low, min((each for each in broken if each > rate), default=float("nan")))
@@ -83,7 +88,13 @@ def select(records: Sequence[Record]) -> Found:
     settings: dict[tuple[Any, ...], dict[Name, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in clean(records, status="ok"):
         if row.arrivals is not None:
-            same = (row.dataset, row.model, *key(row, WORK, MACHINE, but=("rate", "workload_fingerprint")))
+            same = (
+                row.dataset,
+                row.dataset_detail,
+                row.seed,
+                row.model,
+                *key(row, WORK, MACHINE, but=("rate", "workload_fingerprint")),
+            )
             settings[same][row.method, row.policy or "", row.clock or ""].append(row)
     found = []
     for _, curves in sorted(settings.items(), key=str):
