@@ -160,13 +160,15 @@ def test_continuous_batching_serves_the_same_arrivals_as_they_come(measure: Meas
     assert "continuous-batching" in load_table([mine.row, theirs.row])
 
 
-def test_an_engine_that_fails_while_it_serves_costs_its_own_row(measure: Measure, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("error", [MemoryError("none left"), RuntimeError("[enforce] can't allocate memory")], ids=type)
+def test_an_engine_that_fails_while_it_serves_costs_its_own_row(
+    error: Exception, measure: Measure, monkeypatch: pytest.MonkeyPatch,
                                                                 tmp_path: Path) -> None:  # fmt: skip
     real = load.timed_batch
 
     def failing(plan: object, outcome: object, *rest: object) -> object:
         if outcome.method.name == "prepacking":  # type: ignore[attr-defined]
-            raise MemoryError("can't allocate memory")
+            raise error
         return real(plan, outcome, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(load, "timed_batch", failing)

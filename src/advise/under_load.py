@@ -15,6 +15,7 @@ import torch
 
 from ..config import POLICIES, Config
 from ..interval import Interval
+from ..jobs.largest_batch import drive
 from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
 from ..measure.load import looked_at
 from ..measure.plan import Plan
@@ -109,13 +110,8 @@ class Predictor:
             found = self.waits(method, policy, batch_size, rate_of(step), factor)
             return judged(found.stable, found.ttft["p99"].value <= slo_s, found.busy_share)
 
-        tries = steps(round(PER_DOUBLING * float(np.log2(self.rate))))
-        step = next(tries)
-        while True:
-            try:
-                step = tries.send(became(step))
-            except StopIteration as end:
-                return 0.0 if end.value[0] is None else rate_of(end.value[0])
+        keeps, _ = drive(steps(round(PER_DOUBLING * float(np.log2(self.rate)))), became)
+        return 0.0 if keeps is None else rate_of(keeps)
 
     def knows(self, method: Method) -> bool:
         """Whether its batches can be predicted."""

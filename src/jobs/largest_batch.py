@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,9 @@ from .apart import run_apart
 
 GAP = 8  # the search ends when what fails is less than an eighth larger than what fits
 MOST = 16_384  # prompts; a method that still fits then is not searched further
+
+
+Answer = TypeVar("Answer")
 
 
 class OutOfTime(Exception):
@@ -81,11 +85,15 @@ def search(
 
 def walk(first: int, status_of: Callable[[int], str]) -> tuple[int, int]:
     """Search with the answers of ``status_of``; returns what ``sizes`` does."""
-    steps = sizes(first)
+    return drive(sizes(first), status_of)
+
+
+def drive(tries: Generator[int, str, Answer], answer: Callable[[int], str]) -> Answer:
+    """Answer each try of a search until it ends; what it found."""
     try:
-        size = next(steps)
+        tried = next(tries)
         while True:
-            size = steps.send(status_of(size))
+            tried = tries.send(answer(tried))
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 

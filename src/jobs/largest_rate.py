@@ -21,7 +21,7 @@ from ..records import store as records
 from ..records.row import Row
 from .apart import run_apart
 from .duration import REACHED
-from .largest_batch import OutOfTime
+from .largest_batch import OutOfTime, drive
 
 PER_DOUBLING = 8
 LOWEST, HIGHEST = -10 * PER_DOUBLING, 14 * PER_DOUBLING  # a prompt in a quarter of an hour, and 16,000 a second
@@ -99,14 +99,12 @@ def search(
     found: dict[str, Found] = {}
     for method in first.compared_methods:
         own = [*overrides, f"methods=[{method}]"]
-        tries = steps(_first_step(prepare(compose(own)[0])))
-        step = next(tries)
-        while True:
-            try:
-                step = tries.send(_try([*own, f"rate={rate_of(step)}"], results_dir, may_start, measure))
-            except StopIteration as end:
-                keeps, breaks = (None if each is None else rate_of(each) for each in end.value)
-                break
+
+        def answer(step: int, own: list[str] = own) -> str:
+            return _try([*own, f"rate={rate_of(step)}"], results_dir, may_start, measure)
+
+        ends = drive(steps(_first_step(prepare(compose(own)[0]))), answer)
+        keeps, breaks = (None if end is None else rate_of(end) for end in ends)
         found[method] = keeps or 0.0, breaks
         terminal.say(f"largest rate of {method}, {first.policy}: {in_words(found[method], first.slo_ms)}")
     return found

@@ -22,7 +22,7 @@ from ..records import store
 from ..records.row import Row
 from .batch import timed_batch
 from .memory import PeakMemory
-from .outcome import Outcome, Pass, Run
+from .outcome import Outcome, Pass, Run, status_of
 from .plan import Plan, shape_of
 from .process import CpuTimes, CpuUse
 from .sampler import Counters, Sampler
@@ -48,9 +48,7 @@ def serve(run: Run, counters: Counters) -> None:
                 samples = _serve(plan, outcome, timer)
                 end_s, cpu = time.perf_counter(), CpuUse.since(before)
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-                first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-                outcome.fail("oom" if out_of_memory else "error", f"{type(error).__name__}: {first_line}")
+                outcome.fail(*status_of(error))
                 continue
             finally:
                 gc.enable()

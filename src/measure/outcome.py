@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..cli import warn
@@ -86,6 +87,13 @@ class Outcome:
         """Take the method out of the comparison; it keeps a row that says why."""
         self.status, self.reason, self.passes = status, reason, []
         warn(f"{self.method.name}: {status}, {reason}")
+
+
+def status_of(error: BaseException) -> tuple[str, str]:
+    """What became of a method that ended in an error, as the status of its row and the reason."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return ("oom", text) if out_of_memory else ("error", f"{type(error).__name__}: {text}")
 
 
 @dataclass

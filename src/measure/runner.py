@@ -30,7 +30,7 @@ from .batch import timed_batch
 from .faults import reshuffled
 from .memory import PeakMemory, keep_freed_memory
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
-from .outcome import Outcome, Pass, Run, UsageLoop
+from .outcome import Outcome, Pass, Run, UsageLoop, status_of
 from .overhead import sampler_overhead
 from .plan import Plan
 from .process import CpuTimes, CpuUse
@@ -71,7 +71,7 @@ def measure(plan: Plan) -> list[Record]:
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
         for outcome in run.outcomes:
             if outcome.status == "ok":
-                outcome.fail(*_status(error))
+                outcome.fail(*status_of(error))
     made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
     finished = to_records(run, made)
     for record in finished:
@@ -101,12 +101,6 @@ def _carry_out(run: Run, counters: Counters) -> None:
                 outcome.engine.close()
 
 
-def _status(error: BaseException) -> tuple[str, str]:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-    return ("oom", text) if out_of_memory else ("error", f"{type(error).__name__}: {text}")
-
-
 def _verify(run: Run, model: PreTrainedModel) -> None:
     """Check each method on its batches with the longest prompts; what is wrong is not measured."""
     plan = run.plan
@@ -133,7 +127,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             outcome.fail("skipped", str(error))
             continue
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            outcome.fail(*_status(error))
+            outcome.fail(*status_of(error))
             continue
         if outcome.verification.problem:
             outcome.fail("incorrect", outcome.verification.problem)
@@ -187,7 +181,7 @@ def _time(run: Run, counters: Counters) -> None:
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
                 except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                    outcome.fail(*_status(error))
+                    outcome.fail(*status_of(error))
                     continue
                 finally:
                     gc.enable()
@@ -240,7 +234,7 @@ def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: 
             if usage.valid or now - start >= limit_s:
                 break
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # its times stand; utilization stays as it is
-        warn(f"{outcome.method.name}: the loop for utilization ended early ({_status(error)[1]})")
+        warn(f"{outcome.method.name}: the loop for utilization ended early ({status_of(error)[1]})")
     return None if usage is None else UsageLoop(usage, now - start)
 
 
