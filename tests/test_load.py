@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from src.prefilling.method import Serving
 from src.records import store
 from src.records.row import Row
 from src.records.store import Record
+from src.report import rates
 from src.report.answer import in_short
 from src.report.build import report_on
 from src.report.section import make
@@ -218,15 +220,41 @@ def row_at(rate: float, p99_s: float, method: str = "full-batching", policy: str
     )  # fmt: skip
 
 
-def test_seeds_make_curves_of_their_own_and_invalid_runs_decide_nothing() -> None:
+def test_seeds_have_curves_of_their_own_and_invalid_runs_decide_nothing() -> None:
     rows = [row_at(rate, 0.05, seed=seed) for rate in (4, 8) for seed in (0, 1)]
     noisy = row_at(2, 0.5)
     noisy.valid = False
     for number, row in enumerate([*rows, noisy]):
         row.run_id = row.comparison_id = f"run {number}"
     found = under_load.select([Record(row, {}, {}) for row in [*rows, noisy]])
-    assert [[row.rate for row in curve.rows] for curves in found for curve in curves.values()] == [[2, 4, 8], [4, 8]]
-    assert [curve.best.rate for curves in found for curve in curves.values() if curve.best] == [8, 8]
+    ((both,),) = [list(curves.values()) for curves in found]
+    assert [[row.rate for row in curve.rows] for curve in both.of_seed.values()] == [[2, 4, 8], [4, 8]]
+    assert [row.rate for row in both.best] == [8, 8]
+
+
+def test_the_largest_rate_of_several_seeds_is_their_mean_and_ratios_are_taken_pair_by_pair() -> None:
+    rows = []
+    for seed, (base, packed) in enumerate([(4, 8), (8, 16), (16, 32)]):
+        for method, best in (("full-batching", base), ("prepacking", packed)):
+            rows += [row_at(rate, 0.05 if rate <= best else 0.5, method, seed=seed) for rate in (2, 4, 8, 16, 32, 34)
+                     if rate <= best + 2]  # fmt: skip
+            rows.append(row_at(1.01 * best, 0.5, method, seed=seed))
+    for number, row in enumerate(rows):
+        row.run_id = row.comparison_id = f"run {number}"
+    (found,) = rates.curves([Record(row, {}, {}) for row in rows])
+    base, packed = (found[method, "fifo", "virtual"] for method in ("full-batching", "prepacking"))
+    assert base.rate is not None
+    assert base.rate.value == pytest.approx(8)
+    spread = 4.303 * math.log(2) / math.sqrt(3)  # of three seeds a factor of two apart
+    assert math.log(base.rate.high / base.rate.value) == pytest.approx(spread + math.log(1.01), abs=0.001)
+    assert math.log(base.rate.low / base.rate.value) == pytest.approx(-spread, abs=0.001)
+    over = packed.over(base)
+    assert over is not None
+    assert (over.value, over.low, over.high) == pytest.approx((2, 2 / 1.01, 2 * 1.01)), "they move together"
+    without = [row for row in rows if row.seed or row.method != "prepacking"]
+    without += [row_at(1, 0.5, "prepacking", seed=0)]
+    (found,) = rates.curves([Record(row, {}, {}) for row in without])
+    assert found["prepacking", "fifo", "virtual"].rate is None, "with the arrivals of one seed no rate keeps it"
 
 
 def test_a_rate_at_which_too_few_prompts_came_bounds_the_search_and_breaks_nothing() -> None:
@@ -244,6 +272,26 @@ def test_a_request_without_a_time_is_named(tiny_config: Callable[..., Config], t
     with pytest.raises(UserError, match=r"1 of 31 requests of mine.csv do not say when they came"):
         prepare(tiny_config(*LOADED, "arrivals=trace", "rate=10", "dataset=file", "dataset.source=file",
                             f"dataset.path={path}"))  # fmt: skip
+
+
+def test_a_trace_of_times_alone_is_refused_as_a_trace(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    path = tmp_path / "times.csv"
+    path.write_text("arrival_s\n" + "".join(f"{n}\n" for n in range(30)), encoding="utf-8")
+    with pytest.raises(UserError, match=r"^trace: .*times.csv.*; give requests .* text or prompt_tokens$"):
+        prepare(tiny_config(*LOADED, "arrivals=trace", "rate=10", f"trace={path}"))
+
+
+def test_a_search_says_which_of_its_runs_are_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = row_at(1020, 0.5, "padding-free")
+    row.valid = False
+    monkeypatch.setattr(largest_rate, "_first_step", lambda _: 80)
+    monkeypatch.setattr(largest_rate.records, "read", lambda _: Record(row, {}, {}))
+    monkeypatch.setattr(largest_rate, "became_of", lambda _: "hopeless")
+    overrides = [*TINY_OVERRIDES, *LOADED, "slo_ms=60000", "method=padding-free", f"results_dir={tmp_path}"]
+    largest_rate.search(overrides, tmp_path, measure=lambda _: None)
+    assert "padding-free at 1020 prompts a second is INVALID" in capsys.readouterr().err
 
 
 def test_a_search_with_rerun_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +374,8 @@ def test_the_report_draws_the_rate_and_tells_the_ratio_to_full_batching(tmp_path
 
 
 def test_a_report_of_runs_under_load_is_written(measure: Measure, tmp_path: Path) -> None:
-    measure(*LOADED, ALL, "rate=400", "slo_ms=1000", "experiment=under_load", "model.name=tiny", "dataset=mmlu",
+    measure(*LOADED, ALL, "arrivals=trace", "rate=400", "slo_ms=1000", "experiment=under_load",
+            "model.name=tiny", "dataset=mmlu",
             "dataset.max_tokens=null", "dataset.source=profile", "policy=fifo",
             f"results_dir={tmp_path}")  # fmt: skip
     report = report_on(tmp_path)

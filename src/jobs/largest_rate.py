@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import terminal
+from ..cli import warn
 from ..compose import compose
 from ..config import Config
 from ..measure.gpus import rate as matmul_rate
@@ -29,7 +30,7 @@ IDLE = 0.05  # busy share below which waiting is not what breaks the objective: 
 RUNS = 7  # of a search, about
 
 KEEPS, BREAKS, SHORT, HOPELESS, FAILED = "keeps", "breaks", "short", "hopeless", "failed"
-Found = tuple[float, float | None]
+Found = tuple[float, float | None]  # the largest rate that keeps the objective, the least that breaks it
 
 
 def rate_of(step: int) -> float:
@@ -135,9 +136,12 @@ def _try(
             raise OutOfTime
         measure(plan)
     try:
-        return became_of(records.read(results_dir / plan.run_id(plan.methods[0].method)).row)
+        row = records.read(results_dir / plan.run_id(plan.methods[0].method)).row
     except ValueError:  # it ended before it could write a row, and printed why
         return FAILED
+    if row.valid is False:
+        warn(f"{row.method} at {row.rate:g} prompts a second is INVALID; the search goes by it all the same")
+    return became_of(row)
 
 
 def _first_step(plan: Plan) -> int:

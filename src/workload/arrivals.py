@@ -77,7 +77,11 @@ def _read(path: str) -> Floats:
     if not Path(path).expanduser().is_file():
         problem = f"there is neither a shipped trace nor a file '{path}'"
         raise UserError("trace", problem, f"choose one of {', '.join(names())}, or name a file with times")
-    found: list[Any] = [item.arrival_s for item in read_files(DatasetConfig("trace", path=path)).items]
+    try:
+        found: list[Any] = [item.arrival_s for item in read_files(DatasetConfig("trace", path=path)).items]
+    except UserError as error:
+        remedy = "give requests as dataset.path takes them, each with its time and its text or prompt_tokens"
+        raise UserError("trace", error.problem, remedy) from None
     if not found or None in found:
         known = ", ".join(("timestamp", "arrival_s", "arrival_time"))
         problem = f"'{files.named(path)}' does not say of every request when it came"

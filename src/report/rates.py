@@ -1,0 +1,152 @@
+"""The largest rate of arrivals that keeps an objective, of each method and policy, on the arrivals of each seed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from ..interval import Interval
+from ..records.groups import place_of
+from ..records.row import MACHINE, WORK, Row, key
+from ..records.store import Record
+from .select import clean
+
+FIRST = "fifo"
+Name = tuple[str, str, str]  # method, policy, clock
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method and policy at several rates, ascending, with the arrivals of one seed."""
+
+    rows: list[Row]
+
+    @property
+    def judged(self) -> list[Row]:
+        """The runs that may be relied upon; all, where none may."""
+        return [row for row in self.rows if row.valid is not False] or self.rows
+
+    @property
+    def best(self) -> Row | None:
+        """The run at the largest rate that keeps the objective, if every lower one that was tried does, too."""
+        kept = None
+        for row in self.judged:
+            if not _keeps(row, row.ttft_p99_s):
+                break
+            kept = row
+        return kept
+
+    @property
+    def above(self) -> float:
+        """The least rate above the largest one that was tried and broke the objective; NaN where none was."""
+        broken = (row.rate for row in self.judged if row.rate and not _keeps(row, row.ttft_p99_s))
+        return min(broken, default=math.nan)
+
+    @property
+    def rate(self) -> Interval | None:
+        """The largest rate, from the last that surely keeps the objective to the first that surely breaks it."""
+        if self.best is None or self.best.rate is None:
+            return None
+        surely = [row.rate for row in self.judged if row.rate and _keeps(row, row.ttft_p99_high_s or row.ttft_p99_s)]
+        broken = [row.rate for row in self.judged if row.rate and not _keeps(row, row.ttft_p99_low_s or row.ttft_p99_s)]
+        rate = self.best.rate
+        low = max((each for each in surely if each <= rate), default=math.nan)
+        return Interval(rate, low, min((each for each in broken if each > rate), default=math.nan))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One method and policy with the arrivals and prompts of each seed."""
+
+    of_seed: dict[int, Curve]
+
+    @property
+    def rows(self) -> list[Row]:
+        """All runs."""
+        return [row for curve in self.of_seed.values() for row in curve.rows]
+
+    @property
+    def best(self) -> list[Row]:
+        """Each seed's run at its largest rate; none where a seed has none."""
+        found = [curve.best for curve in self.of_seed.values()]
+        return [] if None in found else [row for row in found if row is not None]
+
+    @property
+    def rate(self) -> Interval | None:
+        """The largest rate: of one seed as its curve tells it, of several their geometric mean."""
+        if not self.best:
+            return None
+        if len(self.of_seed) == 1:
+            return next(iter(self.of_seed.values())).rate
+        kept = [row.rate or math.nan for row in self.best]
+        return _over_seeds(kept, kept, [curve.above for curve in self.of_seed.values()])
+
+    def over(self, base: Curves) -> Interval | None:
+        """The rate over another one's: of several seeds pair by pair, for both had the same arrivals in each."""
+        own, other = self.rate, base.rate
+        if own is None or other is None:
+            return None
+        if len(both := sorted(self.of_seed.keys() & base.of_seed.keys())) < 2:
+            return Interval(own.value / other.value, own.low / other.high, own.high / other.low)
+        pairs = [(self.of_seed[seed], base.of_seed[seed]) for seed in both]
+        kept = [(_kept(mine), mine.above, _kept(theirs), theirs.above) for mine, theirs in pairs]
+        return _over_seeds(
+            [mine / theirs for mine, _, theirs, _ in kept],
+            [mine / theirs_above for mine, _, _, theirs_above in kept],
+            [mine_above / theirs for _, mine_above, theirs, _ in kept],
+        )
+
+
+def _kept(curve: Curve) -> float:
+    return math.nan if curve.best is None or curve.best.rate is None else curve.best.rate
+
+
+def _over_seeds(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> Interval:
+    """The geometric mean of a figure of each seed, and a 95 % t interval.
+
+    Rates are tried on a grid, so that each seed's figure is known from a low to a high end; the interval is that of the
+    mean, reaching from the mean of the low ends to that of the high ones as well.
+    """
+    logs, number = np.log(values), len(values)
+    half = float(scipy.special.stdtrit(number - 1, 0.975) * logs.std(ddof=1) / math.sqrt(number))
+    value, low, high = (float(np.exp(np.mean(np.log(each)))) for each in (values, lows, highs))
+    return Interval(value, low * math.exp(-half), high * math.exp(half))
+
+
+def _keeps(row: Row, p99_s: float | None) -> bool:
+    return bool(row.stable) and p99_s is not None and row.slo_ms is not None and 1000 * p99_s <= row.slo_ms
+
+
+Found = list[dict[Name, Curves]]  # of each setting the curves
+
+
+def curves(records: Sequence[Record]) -> Found:
+    """The curves of each setting: what is equal in everything but method, policy, rate and seed."""
+    settings: dict[tuple[Any, ...], dict[Name, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in clean(records, status="ok"):
+        if row.arrivals is not None:
+            same = (
+                row.dataset,
+                row.dataset_detail,
+                row.model,
+                *key(row, WORK, MACHINE, but=("rate", "workload_fingerprint")),
+            )
+            settings[same][row.method, row.policy or "", row.clock or ""].append(row)
+    found = []
+    for _, curves in sorted(settings.items(), key=str):
+        ordered = sorted(curves.items(), key=lambda each: (place_of(each[0][0]), each[0][1] != FIRST, each[0]))
+        found.append({name: Curves(_by_seed(rows)) for name, rows in ordered})
+    return found
+
+
+def _by_seed(rows: Iterable[Row]) -> dict[int, Curve]:
+    of_seed: dict[int, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.rate or 0.0):
+        of_seed[row.seed].append(row)
+    return {seed: Curve(of_seed[seed]) for seed in sorted(of_seed)}
