@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from . import places
+from . import config_load, places
 from .authors import meant
 from .cli import UserError
 
@@ -49,7 +49,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "numerics": ("own", "authors"),
     "sample": ("own", "authors"),
     "packing": ("ffd", "binpacking", "optimal"),
-    "forward": ("fused", "transformers"),
+    "forward": ("fused", "compiled", "graphs", "transformers"),
+    "attention": ("auto", "segments", "dense", "varlen", "flex", "flash"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "loadbit": ("none", "4", "8"),
     "model.weights": ("auto", "hub", "package", "random"),
@@ -116,6 +117,7 @@ class Config:
     numerics: str = "own"
     packing: str = "ffd"
     forward: str = "fused"
+    attention: str = field(default="auto", metadata=NAMED)
     max_tokens_per_forward: int | None = 32768
     ideal: bool = field(default=True, metadata=CARE)
     batch_size: int = 64
@@ -144,6 +146,7 @@ class Config:
     loadbit: str = "none"
     verify_batches: int = field(default=2, metadata=CARE)
     generate_tokens: int = field(default=0, metadata=CARE)
+    invariance: bool = field(default=False, metadata=CARE)
     sampler_interval_s: float = field(default=0.1, metadata=CARE)
     utilization_loop_s: float = field(default=6.0, metadata=CARE)
     sampler_overhead_s: float = field(default=1.6, metadata=CARE)
@@ -186,6 +189,7 @@ def check(config: Config) -> None:
         "sample": config.sample,
         "packing": config.packing,
         "forward": config.forward,
+        "attention": config.attention,
         "dtype": config.dtype,
         "loadbit": config.loadbit,
         "model.weights": config.model.weights,
@@ -201,18 +205,21 @@ def check(config: Config) -> None:
         raise UserError("clock", "a run measures, and predicted times are no measurement", remedy)
     for setting, value in chosen.items():
         _one_of(setting, value, CHOICES[setting])
-    _one_of("method", config.method, METHODS)
+    _check_method("method", config.method, config.protocol)
     if config.methods is not None:
         if not config.methods:
             raise UserError("methods", "the list is empty", f"name at least one of {', '.join(METHODS)}")
         for method in config.methods:
-            _one_of("methods", method, METHODS)
+            _check_method("methods", method, config.protocol)
         if len(set(config.methods)) < len(config.methods):
             raise UserError("methods", "a method is named twice", "name each once")
     if config.protocol == "paper" and (served := set(config.compared_methods) & set(SERVING)):
         raise UserError(
             "protocol", f"{sorted(served)[0]} does not do what the authors' code does", "use protocol=modern"
         )
+    if config.attention != "auto" and config.protocol == "paper":
+        problem = f"{config.attention}, but protocol=paper attends as the authors' code does"
+        raise UserError("attention", problem, "use protocol=modern, or leave it out")
     if config.numerics == "authors" and config.protocol != "paper":
         problem = f"authors, but protocol={config.protocol} does not do what their code does"
         raise UserError("numerics", problem, "add protocol=paper, or leave numerics out")
@@ -264,7 +271,7 @@ def check(config: Config) -> None:
     ):
         if not 0 <= seconds <= most:  # also refuses NaN
             raise UserError(setting, f"{seconds} s", f"give 0 (off) to {most} seconds")
-    _check_load(config)
+    config_load.check(config, Config(), SERVING)
     if config.batch_size > config.num_prompts:
         raise UserError(
             "batch_size",
@@ -273,88 +280,28 @@ def check(config: Config) -> None:
         )
 
 
-ONLY_UNDER_LOAD = (
-    "rate",
-    "burstiness",
-    "trace",
-    "policy",
-    "token_budget",
-    "lookahead",
-    "buckets",
-    "ageing",
-    "clock",
-    "slo_ms",
-)
-MOST_BUCKETS = 1000
-OF_ARRIVALS = {"burstiness": "gamma", "trace": "trace"}
-OF_POLICY = {"token_budget": "token-budget", "lookahead": "lookahead", "buckets": "buckets", "ageing": "shortest-first"}
-
-
-def _check_load(config: Config) -> None:
-    """What says how prompts arrive and who is served next."""
-    default = Config()
-    changed = [name for name in ONLY_UNDER_LOAD if getattr(config, name) != getattr(default, name)]
-    if not config.under_load:
-        if changed:
-            problem = "has no effect with arrivals=all, where every prompt is there from the start"
-            raise UserError(changed[0], problem, "add arrivals=poisson, or leave it out")
+def _check_method(setting: str, name: str, protocol: str) -> None:
+    """A method, or one with an attention kernel of its own: ``padding-free+flex``."""
+    method, plus, kernel = name.partition("+")
+    _one_of(setting, method, METHODS)
+    if not plus:
         return
-    for names, chosen, setting in ((OF_ARRIVALS, config.arrivals, "arrivals"), (OF_POLICY, config.policy, "policy")):
-        for name, needed in names.items():
-            if name in changed and chosen != needed:
-                raise UserError(
-                    name, f"has no effect with {setting}={chosen}", f"use {setting}={needed}, or leave it out"
-                )
-    for setting, number in (("rate", config.rate), ("burstiness", config.burstiness), ("slo_ms", config.slo_ms)):
-        if number is not None and not 0 < number < float("inf"):  # also refuses NaN
-            raise UserError(setting, f"{number:g}", "give a number above 0")
-    for setting, number, least, most in (
-        ("rate", config.rate, 1e-4, 1e6),
-        ("burstiness", config.burstiness, 0.01, 100),
-    ):
-        if number is not None and not least <= number <= most:
-            raise UserError(setting, f"{number:g}", f"give {least:g} to {most:g}")
-    for setting, count in (("token_budget", config.token_budget), ("lookahead", config.lookahead)):
-        if count is not None and count < 1:
-            raise UserError(setting, f"{count} is too small", "give a whole number of 1 or more")
-    if config.lookahead is not None and config.lookahead < config.batch_size:
-        problem = f"{config.lookahead} is less than a batch (batch_size={config.batch_size})"
-        raise UserError("lookahead", problem, "look at one batch or more")
-    if not 0 < config.ageing < float("inf"):
-        raise UserError(
-            "ageing", f"{config.ageing:g} tokens a second", "give a number above 0, or nobody long is served"
-        )
-    ends = config.buckets if isinstance(config.buckets, list) else None
-    whole = all(type(end) is int and end > 0 for end in (ends if ends is not None else [config.buckets]))
-    many = ends is None and whole and config.buckets > MOST_BUCKETS
-    if not whole or many or (ends is not None and (not ends or sorted(set(ends)) != ends)):
-        problem = f"{config.buckets}"
-        raise UserError("buckets", problem, "give how many, or the lengths at which they end, ascending: [64,256,1024]")
-    if config.searches_rate and config.slo_ms is None:
-        problem = "is needed to look for the largest rate that keeps it"
-        raise UserError("slo_ms", problem, "give milliseconds to the first token, or rate= prompts a second")
-    for setting, wrong, remedy in (
-        ("metric", config.metric != "ttft", "add metric=ttft: what is waited for is the first token"),
-        ("protocol", config.protocol != "modern", "use protocol=modern: the authors' code serves no arrivals"),
-        ("faults", bool(config.faults), "leave them out: they are of the authors' measuring loop"),
-        ("num_prompts", config.num_prompts < 2, "give 2 or more: one prompt has no rate"),
-    ):
-        if wrong:
-            raise UserError(setting, f"{getattr(config, setting)} does not go with arrivals={config.arrivals}", remedy)
-    if config.clock != "real" and (served := set(config.compared_methods) & set(SERVING)):
-        raise UserError("clock", f"{sorted(served)[0]} serves in real time only", "use clock=real, or leave it out")
-    for name in config.compared_methods:
-        if name in ("length-ordered", "dataset-prepacking"):
-            problem = f"{name} needs all prompts before its first batch, and they have not arrived"
-            raise UserError("method", problem, "use policy=lookahead with full-batching or prepacking")
+    _one_of(setting, kernel, CHOICES["attention"][1:])
+    if method in SERVING:
+        raise UserError(setting, f"{method} attends by a kernel of its own choice", f"leave out +{kernel}")
+    if protocol == "paper":
+        problem = f"{name}, but protocol=paper attends as the authors' code does"
+        raise UserError(setting, problem, f"use protocol=modern, or leave out +{kernel}")
 
 
 def _check_split(config: Config) -> None:
     _one_of("device_map", str(config.device_map), CHOICES["device_map"])
     if served := set(config.compared_methods) & set(SERVING):
         raise UserError("device_map", f"{sorted(served)[0]} is measured on one device", "use null, or leave it out")
-    if config.protocol == "modern" and config.forward == "fused":
-        raise UserError("forward", "fused serves a model on one device", "use forward=transformers with device_map")
+    if config.protocol == "modern" and config.forward != "transformers":
+        raise UserError(
+            "forward", f"{config.forward} serves a model on one device", "use forward=transformers with device_map"
+        )
 
 
 def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -28,7 +28,8 @@ from src.measure.plan import prepare
 from src.measure.process import CpuUse
 from src.measure.timer import NoTimer
 from src.measure.work import TERMS, layout_of, memory_bytes, work_of
-from src.prefilling.attention import plan_segments
+from src.prefilling.attention import segments
+from src.prefilling.attention.spans import Spans
 from src.prefilling.engines import make_engine
 from src.prefilling.method import PrefillOptions
 from src.prefilling.methods import METHODS
@@ -86,8 +87,8 @@ def test_the_work_is_what_the_method_computes(method: object) -> None:
     shape = Shape.of(model.config)
     counted = work_of(shape, method, lengths, 4, "segments", ffd)[NAMES.index("calls")]  # type: ignore[arg-type]
     spans = np.array(lengths if method.packs else [120] * 6)  # type: ignore[attr-defined]
-    segments = plan_segments(np.cumsum(spans) - spans, spans, int(spans.sum()), None, "segments")
-    assert counted == len(segments.groups) * shape.layers
+    planned = segments.plan(Spans(np.cumsum(spans) - spans, spans, 1, int(spans.sum())))
+    assert counted == len(planned.groups) * shape.layers
 
 
 def synthetic(costs: np.ndarray, noise: float, seed: int = 0) -> list[Sample]:

@@ -28,7 +28,7 @@ BAD_INPUT = [
     ("methods=[]", "methods: the list is empty"),
     ("dataset=nonsense", "dataset: unknown 'nonsense'; choose one of alpaca, azure-code"),
     ("model=nonsense", "model: unknown 'nonsense'; choose one of llama-110m, llama-15m"),
-    ("experiment=nonsense", "experiment: unknown 'nonsense'; choose one of batch_cost, bench_today, bench_traces, dataset_level, faults, "),
+    ("experiment=nonsense", "experiment: unknown 'nonsense'; choose one of batch_cost, batch_invariance, bench_today, bench_traces, dataset_level, "),
     ("metric=latency", "metric: unknown 'latency'; choose one of prefill, ttft"),
     ("protocol=fair", "protocol: unknown 'fair'; choose one of paper, modern"),
     ("protocol=paper method=vllm", "protocol: vllm does not do what the authors' code does; use protocol=modern"),
@@ -37,7 +37,7 @@ BAD_INPUT = [
     ("device_map=auto", "forward: fused serves a model on one device; use forward=transformers with device_map"),
     ("device_map=auto forward=transformers", "device_map: auto splits a model over GPUs, and this runs on a CPU; use null"),
     ("device_map=auto method=continuous-batching", "device_map: continuous-batching is measured on one device"),
-    ("forward=fast", "forward: unknown 'fast'; choose one of fused, transformers"),
+    ("forward=fast", "forward: unknown 'fast'; choose one of fused, compiled, graphs, transformers"),
     ("max_tokens_per_forward=0", "max_tokens_per_forward: 0 is too small"),
     ("packing=best", "packing: unknown 'best'; choose one of ffd, binpacking, optimal"),
     ("dtype=float64", "dtype: unknown 'float64'; choose one of auto, float32"),
@@ -262,7 +262,9 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
 def test_reproduce_refuses_an_experiment_that_there_is_not(call: Call, tmp_path: Path) -> None:
     code, _, err = call(reproduce.main, "experiment=today,tomorrow", f"results_dir={tmp_path / 'results'}")
     assert code == 2
-    assert err.startswith("error: experiment: unknown 'tomorrow'; choose all, or of batch_cost, bench_today, ")
+    assert err.startswith(
+        "error: experiment: unknown 'tomorrow'; choose all, or of batch_cost, batch_invariance, bench_today, "
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,7 @@ from src.report.claims import against, close, decided, most_alike, unlike
 from src.report.section import CANNOT_TELL, FAILS, HOLDS, VERDICTS, Section, make, modules, name_of
 from src.report.select import one_kind, published_as
 
-WITHOUT_A_PLACE = {"bench_today", "bench_traces", "scaling"}  # in make reproduce
+WITHOUT_A_PLACE = {"batch_invariance", "bench_today", "bench_traces", "kernels", "scaling"}  # in make reproduce
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
 SMALL = {
@@ -41,11 +41,15 @@ SMALL = {
     "batch_cost": [f"dataset.max_tokens={m} batch_size={k} num_prompts={k}" for m in (25, 100) for k in (1, 4)],
     "speedup_predictors": ["dataset=uniform-800 num_prompts=176", "dataset=mmlu num_prompts=176"],
     "generation": ["protocol=modern generate_tokens=4"],
-    "today": ["methods=[full-batching,length-ordered,prepacking,padding-free] ideal=true batch_size=4"],
+    "today": ["methods=[full-batching,full-batching+dense,prepacking,padding-free] ideal=true batch_size=4"],
     "traces": ["dataset.max_tokens=64 batch_size=4"],
     "under_load": [f"rate={rate} dataset.max_tokens=64 policy={p}" for rate in (50, 400) for p in ("fifo", "buckets")],
     "faults": ["faults=[]", "faults=[divide-twice]"],
     "scaling": ["batch_size=4", "batch_size=16"],
+    "kernels": [
+        f"dataset={d} methods=[full-batching,prepacking+segments,prepacking+dense]" for d in ("mmlu", "one-long")
+    ],
+    "batch_invariance": [f"dtype={dtype} methods=[prepacking,padding-free]" for dtype in ("float32", "bfloat16")],
 }
 
 
@@ -108,7 +112,7 @@ def test_a_section_shows_what_was_measured(name: str, sections: dict[str, Sectio
     assert all(claim.verdict in VERDICTS and claim.verdict != "not run" for claim in section.claims)
     assert all(claim.rule and (claim.why or claim.verdict in {HOLDS, FAILS}) for claim in section.claims)
     assert all(claim.unlike for claim in section.claims)  # a tiny model on a CPU
-    assert section.figure is not None or name in {"generation", "faults"}
+    assert section.figure is not None or name in {"generation", "faults", "batch_invariance"}
 
 
 def test_the_speedup_is_the_product_of_its_factors(sections: dict[str, Section]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
-from src.prefilling.attention import independent_mask
+from src.prefilling.attention.dense import independent_mask
 from src.prefilling.cache import unpack
 from src.prefilling.layout import Layout, left_padded, packed, right_padded
 from src.prefilling.packing import first_fit_decreasing

@@ -333,7 +333,7 @@ def test_hooks_that_fused_would_pass_over_are_refused() -> None:
     model = build("llama")
     model.model.layers[1].register_forward_hook(lambda module, given, found: None)
     assert len(prefill(model, [[5]]).logits) == 1
-    with pytest.raises(ValueError, match=r"model: layers\.1 has hooks, which fused passes over"):
+    with pytest.raises(ValueError, match=r"model: layers\.1 has hooks, which the fused forward passes over"):
         prefill(model, [[5]], forward="fused")
 
 

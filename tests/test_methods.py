@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from src.measure import runner
 from src.measure.verify import verify
-from src.prefilling import attention, modern, published
+from src.prefilling import modern, published
+from src.prefilling.attention import segments as by_segment
+from src.prefilling.attention.dense import independent_mask
+from src.prefilling.attention.spans import Spans
 from src.prefilling.cache import new_cache
 from src.prefilling.engines import make_engine
 from src.prefilling.layout import Layout
@@ -97,7 +100,7 @@ def test_the_authors_mask_is_ours_as_numbers_to_add() -> None:
         engine = make_engine(EAGER[family], METHODS["prepacking"], PrefillOptions("ttft", "paper", numerics="authors"))
         added = engine._mask(layout, bins)
         segments = torch.from_numpy(layout.segments)
-        seen = attention.independent_mask(segments, getattr(EAGER[family].config, "sliding_window", None))
+        seen = independent_mask(segments, getattr(EAGER[family].config, "sliding_window", None))
         real = (segments >= 0)[:, None, :, None]
         assert torch.equal((added == 0) & real, seen & real)
         assert added.dtype == torch.float32
@@ -154,7 +157,8 @@ def test_phases_and_results_are_those_of_the_protocol(method: str, protocol: str
     done = carry(MODELS["llama"], prompts, method, Timer(), metric=metric, protocol=protocol)
     packs, paper = METHODS[method].packs, protocol == "paper"
     unpacking = ["unpack"] * (packs and metric == "ttft") if paper else ["unpack", "forward"] * (packs * 2)
-    assert laps == ["plan", "transfer", "forward", *unpacking, *["decode"] * (metric == "ttft")]
+    masks = ["transfer", *["mask"] * packs] if paper else ["mask", "transfer", "mask"]
+    assert laps == ["plan", *masks, "forward", *unpacking, *["decode"] * (metric == "ttft")]
     assert (done.first_tokens is None) == (metric == "prefill")
     assert (done.logits is None) == (packs and paper and metric == "prefill")
     lengths = EDGES["uneven"]
@@ -188,12 +192,12 @@ def break_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.ones(len(segments), 1, segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
 
     monkeypatch.setattr(published, "independent_mask", causal_only)
-    real = attention.plan_segments
+    real = by_segment.plan
 
-    def whole_rows(starts: Any, lengths: Any, tokens: int, window: Any, kernel: str) -> Any:
-        return real(np.array([0]), np.array([tokens]), tokens, window, kernel)
+    def whole_line(spans: Spans) -> Any:
+        return real(Spans(np.array([0]), np.array([spans.tokens]), 1, spans.tokens, spans.windows))
 
-    monkeypatch.setattr(modern, "plan_segments", whole_rows)
+    monkeypatch.setattr(by_segment, "plan", whole_line)
 
 
 def break_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,16 +232,16 @@ def test_verification_finds_what_is_wrong(sabotage: Any, protocol: str, monkeypa
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80))
 def test_attention_calls_group_like_lengths_and_leave_nobody_out(lengths: list[int]) -> None:
-    groups = attention.groups_of(lengths)
+    groups = by_segment.groups_of(lengths)
     assert sorted(member for group in groups for member in group) == list(range(len(lengths)))
 
     def cost(parts: list[list[int]]) -> int:
-        return sum(attention.CALL_COSTS_PAIRS + len(p) * max(lengths[n] for n in p) ** 2 for p in parts)
+        return sum(by_segment.CALL_COSTS_PAIRS + len(p) * max(lengths[n] for n in p) ** 2 for p in parts)
 
     assert cost(groups) <= min(cost([list(range(len(lengths)))]), cost([[n] for n in range(len(lengths))]))
-    calls = list(attention.calls_of(lengths))
+    calls = list(by_segment.calls_of(lengths))
     assert sorted(member for call in calls for member in call) == list(range(len(lengths)))
-    assert all(len(call) == 1 or len(call) * lengths[call[-1]] <= attention.CALL_TOKENS for call in calls)
+    assert all(len(call) == 1 or len(call) * lengths[call[-1]] <= by_segment.CALL_TOKENS for call in calls)
     assert all(lengths[call[-1]] == max(lengths[n] for n in call) for call in calls)
 
 
@@ -274,13 +278,13 @@ def test_a_batch_of_more_tokens_than_the_budget_is_computed_by_parts(
 
 def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = attention.scaled_dot_product_attention
+    real = by_segment.scaled_dot_product_attention
 
     def watched(q: Any, k: Any, v: Any, attn_mask: Any = None, **rest: Any) -> Any:
         seen.append(0 if attn_mask is None else attn_mask.numel())
         return real(q, k, v, attn_mask=attn_mask, **rest)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(by_segment, "scaled_dot_product_attention", watched)
     prompts = draw_prompts([60, 40, 3, 2])
     for family, window in (("llama", 0), ("mistral", FAMILIES["mistral"]["sliding_window"])):
         for forward in ("fused", "transformers"):

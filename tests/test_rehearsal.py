@@ -25,6 +25,8 @@ from src.measure.kernels import ideals
 from src.measure.timer import NoTimer
 from src.measure.verify import verify
 from src.prefilling import continuous_batching as serving
+from src.prefilling import modern, passes
+from src.prefilling.attention import flash, flex
 from src.prefilling.engines import make_engine
 from src.prefilling.library import prefill
 from src.prefilling.method import PrefillOptions
@@ -214,3 +216,47 @@ def test_continuous_batching_is_set_up(fake: FakeTensorMode, monkeypatch: pytest
     cache = manager.batch_processor.cache
     assert {each.device for each in [*cache.key_cache, *cache.value_cache]} == {GPU}
     assert set(map(id, manager.model.parameters())) == set(map(id, model.parameters()))  # no weight is held twice
+
+
+def _flash(q: torch.Tensor, *tensors: Any, cu_seq_lens_q: torch.Tensor, **_: Any) -> torch.Tensor:
+    """What a FlashAttention package asks of its inputs."""
+    assert {each.device for each in (q, *tensors[:2], cu_seq_lens_q)} == {GPU}
+    assert cu_seq_lens_q.dtype == torch.int32
+    return torch.empty_like(q)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("attention", ["segments", "dense", "varlen", "flash", "flex"])
+def test_every_attention_kernel_prefills(
+    shape: str, attention: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(flash, "interface", lambda: "flash_attention_2")
+    monkeypatch.setattr("transformers.modeling_flash_attention_utils._flash_attention_forward", _flash)
+    monkeypatch.setattr(flex, "compiled", lambda _: flex_attention)  # nothing compiles without a GPU
+    monkeypatch.setattr(flex, "missing", lambda *_: None)
+    model, prompts = model_of(shape, torch.bfloat16), draw_prompts(LENGTHS)
+    for method in PADDED_OR_PACKED:
+        for forward in ("fused", "transformers"):
+            options = PrefillOptions("ttft", forward=forward, attention=attention, max_tokens=150)
+            done = make_engine(model, METHODS[method], options).prefill(prompts, NoTimer())
+            assert on_gpu(done.cache), method
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("forward", ["compiled", "graphs"])
+def test_compiled_and_graphs_prefill(
+    shape: str, forward: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return run
+
+    monkeypatch.setattr(modern, "cuda_graph", called)
+    monkeypatch.setattr(passes, "compiled", lambda: passes.PLAIN)
+    model = model_of(shape, torch.bfloat16)
+    for method in PADDED_OR_PACKED:
+        engine = make_engine(model, METHODS[method], PrefillOptions("ttft", forward=forward))
+        for lengths in (LENGTHS, LENGTHS[::-1], [3]):
+            assert on_gpu(engine.prefill(draw_prompts(lengths), NoTimer()).cache), method

@@ -25,7 +25,7 @@ from ..measure.plan import Plan
 from ..measure.process import BUSY, CpuTimes, CpuUse, available_mb
 from ..measure.timer import PhaseTimer
 from ..measure.work import layout_of, memory_bytes, work_of
-from ..prefilling.attention import pick_kernel
+from ..prefilling.attention.kernels import pick_kernel
 from ..prefilling.engines import make_engine
 from ..prefilling.method import Engine, Method, TokenIds
 from ..prefilling.methods import METHODS

@@ -12,7 +12,7 @@ from ..cli import UserError
 from ..interval import Interval
 from ..measure.plan import Plan
 from ..measure.work import Floats, memory_bytes, work_of
-from ..prefilling.attention import pick_kernel
+from ..prefilling.attention.kernels import pick_kernel
 from ..prefilling.method import Method, dataset_bins
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins

@@ -20,7 +20,7 @@ from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
 from ..measure.load import looked_at
 from ..measure.plan import Plan
 from ..measure.work import work_of
-from ..prefilling.attention import pick_kernel
+from ..prefilling.attention.kernels import pick_kernel
 from ..prefilling.method import Method
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.shape import Shape

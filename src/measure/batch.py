@@ -14,7 +14,7 @@ from .timer import PhaseTimer
 
 def timed_batch(
     plan: Plan, outcome: Outcome, timer: PhaseTimer, batch: Batch, bins: Bins | None = None
-) -> tuple[dict[str, int], dict[str, float], Prefilled | None]:
+) -> tuple[dict[str, int | None], dict[str, float], Prefilled | None]:
     """What one batch computed, the seconds of its phases, and its results.
 
     Args:
@@ -44,5 +44,6 @@ def timed_batch(
         "useful_tokens": sum(len(plan.prompts.token_ids[index]) for index in batch),
         "computed_tokens": done.computed_tokens,
         "rows": done.rows,
+        "attention_pairs": done.attention_pairs,
     }
     return numbers, phases, done

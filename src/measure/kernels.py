@@ -10,14 +10,16 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
 from ..cli import warn
-from ..prefilling.attention import pick_kernel
+from ..prefilling.attention.kernels import pick_kernel
+from ..prefilling.attention.spans import SPAN
 from ..prefilling.method import TokenIds
 from ..prefilling.modern import Ideal
 from .timer import PhaseTimer
@@ -41,6 +43,7 @@ OPERATORS = {
     "aten::_efficient_attention_forward": "memory-efficient",
     "aten::_scaled_dot_product_attention_math": "math",
 }
+WHOLE = "a batch"  # its name in a profile
 IDEAL_RUNS = 2  # timed, after one to warm up
 
 
@@ -64,20 +67,33 @@ def kernels_in(operators: Iterable[tuple[str, float]], on_device: Iterable[tuple
     return sorted(found, key=lambda word: -found[word])
 
 
-def kernels_of(run: Callable[[], object], device: torch.device) -> str | None:
-    """The attention kernels of ``run``, called once under torch's profiler, in words; None where it saw none."""
+def kernels_of(run: Callable[[], object], device: torch.device) -> tuple[str | None, float | None]:
+    """The attention kernels of ``run``, called once under torch's profiler, and the share of its time in attention.
+
+    Returns:
+        The kernels in words, and the share; None where it saw none.
+    """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # a serving engine has a thread
     try:
-        with profile(activities=activities, experimental_config=everywhere) as profiler:
+        with profile(activities=activities, experimental_config=everywhere) as profiler, record_function(WHOLE):
             run()
         events = profiler.events() or []
     except Exception as error:  # a failing profiler may cost a column, but never a measurement
         warn(f"which attention kernel ran is not known ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
-        return None
+        return None, None
     operators = [(event.name, event.self_cpu_time_total) for event in events if event.name in OPERATORS]
     on_device = [(e.name, e.self_device_time_total) for e in events if e.device_type != torch.autograd.DeviceType.CPU]
-    return " and ".join(kernels_in(operators, on_device)) or None
+    words = " and ".join(kernels_in(operators, on_device)) or None
+    field = "device_time_total" if device.type == "cuda" else "cpu_time_total"
+    within = sum(getattr(event, field) for event in events if event.name == SPAN and _on_host(event))
+    whole = sum(getattr(event, field) for event in events if event.name == WHOLE and _on_host(event))
+    return words, within / whole if within and whole else None
+
+
+def _on_host(event: Any) -> bool:
+    """A span of ours may be listed a second time, among what ran on the device."""
+    return bool(event.device_type == torch.autograd.DeviceType.CPU)
 
 
 def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], *devices: torch.device) -> Ideal:

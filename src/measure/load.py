@@ -103,7 +103,8 @@ def _serve_by_engine(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
         outcome.assignment, batches=[order], shapes=[shape_of(outcome.method, lengths, plan.pack)]
     )
     span_s, tokens = max(first_tokens_s) - float(plan.arrivals_s[0]), int(lengths.sum())
-    numbers = {"prompts": len(order), "useful_tokens": tokens, "computed_tokens": tokens, "rows": 1}
+    numbers = {"prompts": len(order), "useful_tokens": tokens, "computed_tokens": tokens, "rows": 1,
+               "attention_pairs": None}  # fmt: skip
     return [store.sample_row(0, 0, 0, numbers, {"forward": span_s}, span_s, PHASES)]
 
 

@@ -14,6 +14,8 @@ from ..prefilling.method import Engine, Method
 from ..prefilling.packing import Bins
 from ..queueing.loop import Served
 from ..workload.batches import Batch
+from .compiling import Compiled
+from .invariance import Invariance
 from .memory import Peak
 from .plan import Assignment, Plan
 from .process import CpuUse
@@ -49,6 +51,10 @@ class Outcome:
     engine: Engine | None = None  # while a comparison runs
     attention: str | None = None
     kernel: str | None = None  # of attention, as one profiled pass showed it
+    attention_share: float | None = None  # of the time of that pass
+    compiled: Compiled = field(default_factory=Compiled)  # before the timed passes
+    compiled_timed: Compiled = field(default_factory=Compiled)  # within them
+    invariance: Invariance | None = None
     verification: Verification = field(default_factory=Verification)
     verified_batches: set[int] = field(default_factory=set)
     passes: list[Pass] = field(default_factory=list)

@@ -17,7 +17,7 @@ from .. import hub
 from ..cli import UserError, warn
 from ..config import Config, config_hash
 from ..prefilling.method import Method, Pack, PrefillOptions, TokenIds, dataset_bins
-from ..prefilling.methods import METHODS
+from ..prefilling.methods import method_of
 from ..prefilling.models import ModelSource, check_quantizable, check_served, find_model
 from ..prefilling.packing import PACKINGS, Bins
 from ..provenance import code_hash
@@ -93,7 +93,9 @@ class Plan:
         """How batches are prefilled."""
         c = self.config
         keeps = "keeps-last-batch" in self.faults
-        return PrefillOptions(c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward, keeps, c.numerics)
+        return PrefillOptions(
+            c.metric, c.protocol, self.pack, c.forward, c.max_tokens_per_forward, keeps, c.numerics, c.attention
+        )
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def prepare(config: Config) -> Plan:
     config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     results_dir = results_dir_of(config)
     source = find_model(config.model)
-    if any(not METHODS[name].serves for name in config.compared_methods):
+    if any(not method_of(name).serves for name in config.compared_methods):
         check_served(source, "transformers" if config.protocol == "paper" else config.forward)
     check_quantizable(source, config.loadbit, device)
 
@@ -200,7 +202,7 @@ def prepare(config: Config) -> Plan:
     pack = PACKINGS[config.packing]
     methods = []
     for name in config.compared_methods:
-        method = METHODS[name]
+        method = method_of(name)
         if method.packs_dataset:
             batches, bins = dataset_bins(lengths, config.batch_size, pack)
             shapes = [(len(each), int(lengths.max())) for each in bins]

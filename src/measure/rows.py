@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from .. import stats
 from ..config import Config, as_dict, config_hash, other_settings
-from ..prefilling.method import PHASES
+from ..prefilling.attention.spans import causal
+from ..prefilling.method import PHASES, Method
 from ..prefilling.methods import BASELINE, ORDERED
 from ..records.row import COLUMNS, Row, set_speedup
 from ..records.store import Record
@@ -123,6 +124,7 @@ def identity(run: Run, outcome: Outcome) -> Row:
         sample=None if c.sample == "own" else c.sample,
         packing=c.packing if method.rows == "bin" else None,
         forward=None if method.serves else "transformers" if c.protocol == "paper" else c.forward,
+        attention_asked=_attention_asked(c, method),
         max_tokens_per_forward=None if method.serves or c.protocol == "paper" else c.max_tokens_per_forward,
         batch_size=c.batch_size,
         num_prompts=len(prompts.token_ids),
@@ -141,6 +143,17 @@ def identity(run: Run, outcome: Outcome) -> Row:
     )
 
 
+def _attention_asked(c: Config, method: Method) -> str | None:
+    asked = method.attention or c.attention
+    return None if method.serves or asked == "auto" else asked
+
+
+def _invariance(outcome: Outcome) -> dict[str, Any]:
+    found = outcome.invariance
+    names = ("tokens_alone", "kv_alone", "tokens_other", "kv_other")
+    return {} if found is None else {f"invariant_{name}_pct": found.percent(name) for name in names}
+
+
 def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: bool | None) -> Row:
     plan, method = run.plan, outcome.method
     c, prompts = plan.config, plan.prompts
@@ -153,6 +166,10 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         tokenizer=prompts.tokenizer.name if prompts.tokenizer else None,
         attention=outcome.attention,
         attention_kernel=outcome.kernel,
+        attention_share=outcome.attention_share,
+        compile_s=(outcome.compiled + outcome.compiled_timed).seconds or None,
+        recompiled_timed=outcome.compiled_timed.graphs if (outcome.compiled + outcome.compiled_timed).graphs else None,
+        **_invariance(outcome),
         ideal_attention_kernel=run.ideal.kernel if run.ideal else None,
         num_batches=len(outcome.batches),
         repeats=len(outcome.passes),
@@ -167,7 +184,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         generated_equal_pct=outcome.verification.generated_equal_pct,
     )
     if outcome.passes:
-        _add_times(row, outcome)
+        _add_times(row, outcome, prompts.lengths)
         kept = outcome.passes[-1:] if "last-run-only" in plan.faults else outcome.passes
         if not method.apart:
             add_memory(row, kept)
@@ -207,7 +224,7 @@ def _side_by_side(base: Outcome, own: Outcome) -> tuple[NDArray[np.float64], NDA
     return base.seconds[:repeats], own.seconds[:repeats]
 
 
-def _add_times(row: Row, outcome: Outcome) -> None:
+def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64]) -> None:
     seconds = outcome.seconds
     samples = outcome.passes[0].samples
     mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.needs_dataset)
@@ -226,6 +243,9 @@ def _add_times(row: Row, outcome: Outcome) -> None:
     if not outcome.method.apart:  # the wall time holds the pipe to the other process, too
         wall = sum(done.wall_seconds for done in outcome.passes)
         row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
+    pairs = [sample["attention_pairs"] for sample in samples]
+    if None not in pairs:
+        row.attention_pairs_ratio = sum(pairs) / causal(lengths)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
     for phase in PHASES:
         spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]

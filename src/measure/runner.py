@@ -27,7 +27,9 @@ from ..records.store import Record
 from ..workload.batches import Batch
 from . import kernels, load, machine
 from .batch import timed_batch
+from .compiling import Compiled
 from .faults import reshuffled
+from .invariance import invariance
 from .memory import PeakMemory, keep_freed_memory
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
 from .outcome import Outcome, Pass, Run, UsageLoop, status_of
@@ -114,6 +116,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
         chosen = [
             (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
         ]
+        before = Compiled.now()
         try:
             outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
@@ -123,12 +126,15 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
                 options = replace(plan.options, metric="ttft", keeps_logits=False)
                 asked = make_engine(model, outcome.method, options)
             outcome.verification = verify(model, chosen, asked, c.loadbit, c.generate_tokens)
+            if c.invariance:
+                outcome.invariance = invariance(asked, [prompts for prompts, _ in chosen])
         except (Missing, UserError) as error:
             outcome.fail("skipped", str(error))
             continue
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             outcome.fail(*status_of(error))
             continue
+        outcome.compiled = Compiled.now() - before
         if outcome.verification.problem:
             outcome.fail("incorrect", outcome.verification.problem)
 
@@ -176,7 +182,7 @@ def _time(run: Run, counters: Counters) -> None:
                     outcome.reshuffled = reshuffled(drawn.method, drawn.batches, drawn.bins, c.batch_size, seed)
                 memory.reset()
                 gc.disable()
-                before, start = CpuTimes.now(), time.perf_counter()
+                before, start, compiled = CpuTimes.now(), time.perf_counter(), Compiled.now()
                 try:
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
@@ -185,7 +191,11 @@ def _time(run: Run, counters: Counters) -> None:
                     continue
                 finally:
                     gc.enable()
-                if repeat >= 0:
+                compiled = Compiled.now() - compiled
+                if repeat < 0:
+                    outcome.compiled += compiled
+                else:
+                    outcome.compiled_timed += compiled
                     end, cpu = time.perf_counter(), CpuUse.since(before)
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
         for outcome in run.outcomes:
@@ -213,7 +223,7 @@ def _find_kernels(run: Run) -> None:
         bins = outcome.bins[cheapest] if outcome.bins else None
         prompts = plan.token_ids(outcome.batches[cheapest])
         prefill = functools.partial(outcome.engine.prefill, prompts, NoTimer(), bins)
-        outcome.kernel = kernels.kernels_of(prefill, plan.device)
+        outcome.kernel, outcome.attention_share = kernels.kernels_of(prefill, plan.device)
 
 
 def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: Sampler) -> UsageLoop | None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..prefilling.attention import calls_of, pick_kernel
+from ..prefilling.attention.kernels import pick_kernel
+from ..prefilling.attention.segments import calls_of
 from ..prefilling.method import Method, Pack
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape

@@ -12,6 +12,7 @@ what the model's own code computes (verification compares the two), with less tr
 
 from __future__ import annotations
 
+import copy
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .attention import Segments, attend, by_segments
+from . import passes
+from .attention.spans import Attention, windows_of
+from .attention.within import within
 from .cache import new_cache
 from .freshness import State, hooks_of, state_of
 
@@ -107,13 +110,21 @@ class FusedForward:
     """
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> FusedForward:
-        """The forward of ``model``, made at the first call, kept with it, and made anew where its weights changed."""
+    def of(cls, model: PreTrainedModel, compiled: bool = False) -> FusedForward:
+        """The forward of ``model``, made at the first call, kept with it, and made anew where its weights changed.
+
+        Args:
+            compiled: with its elementwise passes compiled.
+        """
         made = _MADE.get(model)
         if made is None or made[0] != state_of(model):
             forward = cls(model)
             _MADE[model] = made = state_of(model), forward
-        return made[1]
+        if not compiled:
+            return made[1]
+        found = copy.copy(made[1])  # with the same weights
+        found._passes = passes.compiled()
+        return found
 
     def __init__(self, model: PreTrainedModel) -> None:
         config, decoder = model.config, model.get_decoder()
@@ -122,6 +133,8 @@ class FusedForward:
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self._scale = self.head_dim**-0.5
+        self._window = windows_of(config)[0]  # of all layers: the fused forward serves no mixed ones
+        self._passes = passes.PLAIN
         self._layers = []
         for layer in decoder.layers:
             own, mlp = layer.self_attn, layer.mlp
@@ -140,6 +153,10 @@ class FusedForward:
             )
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
+    def computed_tokens(self, tokens: int) -> int:
+        """Token positions that pass through the model for a line of so many."""
+        return tokens
+
     @property
     def num_layers(self) -> int:
         """Layers, each of which hands keys and values out."""
@@ -147,7 +164,7 @@ class FusedForward:
 
     @torch.inference_mode()
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, segments: Segments, last: torch.Tensor, keep: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, segments: Attention, last: torch.Tensor, keep: Any
     ) -> torch.Tensor:
         """Run a flat line of tokens through the model.
 
@@ -168,35 +185,31 @@ class FusedForward:
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
         attended = x.new_zeros(len(x), heads * self.head_dim)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(_rms(layer.attention_norm, x)).view(len(x), heads + 2 * kv_heads, self.head_dim)
+            qkv = layer.qkv(self._rms(layer.attention_norm, x)).view(len(x), heads + 2 * kv_heads, self.head_dim)
             if layer.query_norm is not None:
-                qkv[:, :heads] = _rms(layer.query_norm, qkv[:, :heads])
-                qkv[:, heads:-kv_heads] = _rms(layer.key_norm, qkv[:, heads:-kv_heads])
-            _rotate(qkv[:, :-kv_heads], cos, sin)
+                qkv[:, :heads] = self._rms(layer.query_norm, qkv[:, :heads])
+                qkv[:, heads:-kv_heads] = self._rms(layer.key_norm, qkv[:, heads:-kv_heads])
+            self._passes.rotate(qkv[:, :-kv_heads], cos, sin)
             keep(number, qkv[:tokens, heads:].flatten(1))
-            attended = attend(qkv, heads, kv_heads, self._scale, segments, attended)
+            attended = segments.attend(qkv, heads, kv_heads, self._scale, attended, self._window)
             del qkv  # free it before the MLP needs memory
             if number == len(self._layers) - 1:
                 x, attended = x[last], attended[last]
             for start in range(0, len(x), self._tile):
                 tile = x[start : start + self._tile]
-                tile += layer.output(attended[start : start + self._tile])
-                normed = _rms(layer.mlp_norm, tile)
-                tile += layer.down(layer.gate(normed, silu=True).mul_(layer.up(normed)))
-        return _rms(self._norm, x)
+                y = layer.output(attended[start : start + self._tile])
+                normed = self._passes.add_rms(tile, y, layer.mlp_norm.weight, layer.mlp_norm.variance_epsilon)
+                tile += layer.down(self._inner(layer, normed))
+        return self._rms(self._norm, x)
 
+    def _rms(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
+        return self._passes.rms(x, norm.weight, norm.variance_epsilon)
 
-def _rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Rotary positions in place: qk [n, heads, head_dim]; cos, sin [n, 1, head_dim / 2]."""
-    first, second = qk.chunk(2, dim=-1)
-    turned = second * cos
-    turned.addcmul_(first, sin)
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.copy_(turned)
+    def _inner(self, layer: _Layer, normed: torch.Tensor) -> torch.Tensor:
+        """What the MLP's last layer reads."""
+        if layer.gate.packed is not None:
+            return layer.gate(normed, silu=True).mul_(layer.up(normed))
+        return self._passes.gated(layer.gate(normed), layer.up(normed))
 
 
 # Kept outside of the models, because weights laid out for oneDNN cannot be copied with a model (continuous batching).
@@ -213,13 +226,17 @@ class OwnForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.num_layers = config.num_hidden_layers
 
+    def computed_tokens(self, tokens: int) -> int:
+        """Token positions that pass through the model for a line of so many."""
+        return tokens
+
     @torch.inference_mode()
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, segments: Segments, last: torch.Tensor, keep: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, segments: Attention, last: torch.Tensor, keep: Any
     ) -> torch.Tensor:
         """As ``FusedForward``; keys and values are kept once all layers are through, each freed as it is copied."""
         cache = new_cache()
-        with by_segments(self.model):
+        with within(self.model):
             hidden = self.model.get_decoder()(
                 input_ids=token_ids, position_ids=positions, past_key_values=cache, use_cache=True, segments=segments
             ).last_hidden_state

@@ -100,6 +100,7 @@ def prefill(
             ``fused``: a faster forward for Llama, Mistral, Qwen2 and Qwen3. It joins weights of the model in place
             (they become views of larger tensors; on CPUs it keeps a second copy, laid out for oneDNN). Where weights
             have changed since the last call, or layers been replaced by an adapter's, it is made anew.
+            ``compiled``: the same with its elementwise parts compiled, some seconds at the first call.
 
     Raises:
         ValueError: the model is not supported, or a prompt cannot be prefilled: what, and what would be right.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicCache
 
-PHASES = ("tokenize", "plan", "transfer", "forward", "unpack", "decode")
+PHASES = ("tokenize", "plan", "mask", "transfer", "forward", "unpack", "decode")
 TokenIds = NDArray[np.int64]
 Pack = Callable[[Sequence[int], int], Bins]
 
@@ -42,6 +42,7 @@ class Method:
         serves: a serving engine, which orders, batches and caches by rules of its own.
         apart: a process of its own computes it, with weights of its own: nothing to verify it against, and counters of
             this process do not see it.
+        attention: its attention kernel, whatever the setting ``attention`` says; None: as that says.
         engine: makes the engine of a method that needs its own; None for the engines of this package.
     """
 
@@ -50,6 +51,7 @@ class Method:
     needs_dataset: bool = False
     serves: bool = False
     apart: bool = False
+    attention: str | None = None
     engine: Callable[[PreTrainedModel, PrefillOptions], Engine] | None = None
 
     @property
@@ -98,6 +100,7 @@ class PrefillOptions:
         forward: ``fused`` or ``transformers``, of the modern protocol.
         max_tokens: of one forward; a batch of more is computed by parts of whole rows (padding-free: whole
             prompts); None: at once. Only under ``modern``.
+        attention: the attention kernel, a name of ``attention.kernels``, or ``auto``; of the modern protocol.
         numerics: under ``paper``, ``own``: fast steps and types of ours; ``authors``: theirs.
         keeps_logits: under ``paper``, return the logits of every position too, which the authors' loop keeps.
     """
@@ -109,6 +112,7 @@ class PrefillOptions:
     max_tokens: int | None = None
     keeps_logits: bool = False
     numerics: str = "own"
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Prefilled:
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
         computed_tokens: token positions that passed through the model, pads included.
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
+        attention_pairs: query-key pairs that attention computed in each head of a layer, a sliding window apart; None
+            where that is not known.
         every_logit: [rows, width, vocab] where ``keeps_logits`` asks for them.
         measured_seconds: the batch's time, where another process computed it and read its own clock.
     """
@@ -135,6 +141,7 @@ class Prefilled:
     computed_tokens: int
     rows: int
     every_logit: torch.Tensor | None = None
+    attention_pairs: int | None = None
     measured_seconds: float | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 from ..cli import UserError
 from ..config import ADDED
@@ -42,5 +43,10 @@ METHODS = {
 
 
 def method_of(name: str) -> Method:
-    """A record's method; one that this source tree does not have counts as a plain one."""
-    return METHODS.get(name) or Method(name)
+    """A method, or one with an attention kernel of its own (``padding-free+flex``), by name.
+
+    A record's method that this source tree does not have counts as a plain one.
+    """
+    known, plus, kernel = name.partition("+")
+    method = METHODS.get(known) or Method(known)
+    return replace(method, name=name, attention=kernel) if plus else method

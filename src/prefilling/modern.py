@@ -1,21 +1,24 @@
-"""The ``modern`` protocol: the same maskless forward for every method, which then differ in the tokens they compute."""
+"""The ``modern`` protocol: the same forward for every method, which then differ in the tokens they compute."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from . import attention
-from .attention import Segments, plan_segments
+from ..cli import UserError
+from .attention.kernels import KERNELS, kernel_of
+from .attention.spans import Attention, Spans, windows_of
+from .attention.within import within
 from .cache import CacheWriter, new_cache
 from .forward import FusedForward, OwnForward
+from .graphs import GraphForward, cuda_graph
 from .layout import Layout, packed, right_padded
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
@@ -33,7 +36,7 @@ class Chunk:
 
     token_ids: torch.Tensor
     positions: torch.Tensor
-    segments: Segments
+    segments: Attention
     last: torch.Tensor
     places: torch.Tensor | None
 
@@ -52,14 +55,8 @@ class Chunk:
         )
 
 
-def _window(config: PretrainedConfig) -> int | None:
-    """The sliding window of all layers, in tokens; None where a window is named but no layer has it."""
-    without = config.model_type == "llama" or set(getattr(config, "layer_types", None) or []) == {"full_attention"}
-    return None if without else getattr(config, "sliding_window", None)
-
-
 class Modern:
-    """No mask, logits at last positions only, every prompt's KV in a padded cache.
+    """One attention kernel for all, logits at last positions only, every prompt's KV in a padded cache.
 
     Padded methods leave it right-padded, as their rows are, with one exception: generation counts a sliding window in
     columns of the cache, so that a window needs left padding. Methods that pack always unpack into left padding.
@@ -72,12 +69,11 @@ class Modern:
         self, model: PreTrainedModel, method: Method, options: PrefillOptions, left_padded: bool = False
     ) -> None:
         self._model, self._method, self._options = model, method, options
-        self._forward = FusedForward.of(model) if options.forward == "fused" else OwnForward(model)
-        self._kernel = attention.pick_kernel(model.device, model.dtype)
-        rows = "right-padded, no mask" if not method.packs else "no mask, by segment"
-        self.attention = f"{rows}, {'variable-length kernel' if self._kernel == 'varlen' else 'SDPA'}"
-        self._window = _window(model.config)
-        self._scatters = left_padded or method.packs or self._window is not None
+        self._forward = _forward(model, options.forward)
+        self._kernel = kernel_of(method.attention or options.attention, model.device, model.dtype)
+        self.attention = ("" if method.packs else "right-padded, ") + self._kernel.WORDS
+        self._windows = windows_of(model.config)
+        self._scatters = left_padded or method.packs or self._windows != (None,)
 
     def close(self) -> None:
         """Nothing is held that the model does not hold."""
@@ -90,11 +86,14 @@ class Modern:
         writer = CacheWriter(k, longest, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
         layouts = self._layouts(prompts, lengths, bins)
         scatters = self._scatters or len(layouts) > 1  # parts of a padded batch are scattered into one cache, too
-        chunks = [
-            self._chunk(layout, numbers, longest, writer.spare if scatters else None) for layout, numbers in layouts
+        spare = writer.spare if scatters else None
+        planned = [
+            (layout, _places(layout, numbers, longest, spare), self._spans(layout)) for layout, numbers in layouts
         ]
         order = torch.from_numpy(np.argsort(np.concatenate([numbers for _, numbers in layouts])))
         t.lap("plan")
+        chunks = [_chunk(layout, places, self._kernel.plan(spans)) for layout, places, spans in planned]
+        t.lap("mask")
         device = self._model.device
         chunks = [chunk.to(device) for chunk in chunks]
         column = np.arange(longest)
@@ -103,6 +102,8 @@ class Modern:
         mask_on_device = torch.from_numpy(mask).to(device, non_blocking=True)
         order = order.to(device, non_blocking=True)
         t.lap("transfer")
+        chunks = [replace(chunk, segments=chunk.segments.made()) for chunk in chunks]
+        t.lap("mask")
         hidden = []
         for chunk in chunks:
             writer.places = chunk.places
@@ -114,9 +115,10 @@ class Modern:
         if self._options.metric == "ttft":
             first_tokens = logits.argmax(-1).tolist()
             t.lap("decode")
-        computed = sum(layout.computed_tokens for layout, _ in layouts)
+        computed = sum(forward.computed_tokens(layout.computed_tokens) for layout, _ in layouts)
         rows = sum(len(layout.token_ids) for layout, _ in layouts)
-        return Prefilled(cache, mask_on_device, logits, first_tokens, computed, rows)
+        pairs = sum(chunk.segments.pairs for chunk in chunks)
+        return Prefilled(cache, mask_on_device, logits, first_tokens, computed, rows, attention_pairs=pairs)
 
     def _layouts(
         self, prompts: Sequence[TokenIds], lengths: np.ndarray, bins: Bins | None
@@ -142,19 +144,43 @@ class Modern:
             found.append((layout, numbers))
         return found
 
-    def _chunk(self, layout: Layout, numbers: np.ndarray, longest: int, spare: int | None) -> Chunk:
-        """A layout as tensors; ``spare``: where pads of the cache go, None where the cache is the rows."""
+    def _spans(self, layout: Layout) -> Spans:
+        """What attends within itself: prompts where they share rows, else whole rows."""
         rows, width = layout.token_ids.shape
-        packs = self._method.packs
-        starts, spans = (layout.flat_start, layout.length) if packs else (np.arange(rows) * width, np.full(rows, width))
+        starts, lengths = np.arange(rows) * width, np.full(rows, width)
+        if self._method.packs:
+            starts, lengths = layout.flat_start, layout.length
         order = np.argsort(starts)
-        return Chunk(
-            torch.from_numpy(layout.token_ids),
-            torch.from_numpy(layout.positions),
-            plan_segments(starts[order], spans[order], rows * width, self._window, self._kernel),
-            torch.from_numpy(layout.flat_start + layout.length - 1),
-            None if spare is None else torch.from_numpy(layout.places(numbers, longest, spare)),
-        )
+        return Spans(starts[order], lengths[order], rows, width, self._windows)
+
+
+def _forward(model: PreTrainedModel, name: str) -> FusedForward | GraphForward | OwnForward:
+    """The forward of a name.
+
+    Raises:
+        UserError: it brings nothing, or cannot be, on this device or with these weights.
+    """
+    if name == "transformers":
+        return OwnForward(model)
+    if name != "fused" and model.device.type != "cuda":
+        why = {"graphs": "graphs are CUDA's, and this is a CPU", "compiled": "compiled passes bring nothing on a CPU"}
+        raise UserError("forward", why[name], "use forward=fused")
+    if name == "graphs":
+        if getattr(model, "is_quantized", False):
+            raise UserError("forward", "graphs are of plain weights", "use forward=fused, or loadbit=none")
+        return GraphForward(FusedForward.of(model), cuda_graph)
+    return FusedForward.of(model, compiled=name == "compiled")
+
+
+def _places(layout: Layout, numbers: np.ndarray, longest: int, spare: int | None) -> torch.Tensor | None:
+    """Where a layout's keys and values go, pads to ``spare``; None where that is None, for the cache is the rows."""
+    return None if spare is None else torch.from_numpy(layout.places(numbers, longest, spare))
+
+
+def _chunk(layout: Layout, places: torch.Tensor | None, segments: Attention) -> Chunk:
+    """A layout as tensors."""
+    last = torch.from_numpy(layout.flat_start + layout.length - 1)
+    return Chunk(torch.from_numpy(layout.token_ids), torch.from_numpy(layout.positions), segments, last, places)
 
 
 def _within(limit: int | None, tokens: Sequence[int]) -> Bins:
@@ -210,10 +236,9 @@ class Ideal:
         if self._kernel is None:
             yield {}
         elif isinstance(self._kernel, str):
-            starts = np.arange(k) * width
-            segments = plan_segments(starts, np.full(k, width), k * width, _window(self._model.config), self._kernel)
-            with attention.by_segments(self._model):
-                yield {"segments": segments.to(self._model.device)}
+            spans = Spans(np.arange(k) * width, np.full(k, width), k, width, windows_of(self._model.config))
+            with within(self._model):
+                yield {"segments": KERNELS[self._kernel].plan(spans).to(self._model.device)}
         else:
             with sdpa_kernel(self._kernel):
                 yield {}

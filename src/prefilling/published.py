@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .attention import independent_mask
+from .attention.dense import independent_mask
 from .cache import new_cache, unpack
 from .layout import Layout, left_padded, packed
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
@@ -45,7 +45,8 @@ class Published:
             first_tokens = logits.argmax(-1).tolist()
             t.lap("decode")
         rest = every if self._options.keeps_logits else None
-        return Prefilled(cache, mask, logits, first_tokens, layout.computed_tokens, len(layout.token_ids), rest)
+        computed = layout.computed_tokens
+        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids), rest, _pairs(layout))
 
     def _packed(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None) -> Prefilled:
         lengths = [len(ids) for ids in prompts]
@@ -56,14 +57,15 @@ class Published:
         final_on_device = torch.from_numpy(final).to(self._model.device, non_blocking=True)
         t.lap("transfer")
         cache, every = new_cache(), None
+        mask: torch.Tensor | None
         if layout.computed_tokens:  # a batch of one-token prompts is empty without last tokens
-            window = getattr(self._model.config, "sliding_window", None)
-            every = self._forward(rows, independent_mask(rows.segments, window), cache)
+            mask = independent_mask(rows.segments, getattr(self._model.config, "sliding_window", None))
+            t.lap("mask")
+            every = self._forward(rows, mask, cache)
         if not self._options.keeps_logits:
             every = None
         t.lap("forward")
-        computed, logits, first_tokens = layout.computed_tokens, None, None
-        mask: torch.Tensor | None = None
+        computed, logits, first_tokens, mask = layout.computed_tokens, None, None, None
         if self._options.metric == "ttft":
             unpacked = unpack(cache, layout, self._model.device)
             mask = torch.cat([unpacked, unpacked.new_ones(len(prompts), 1)], dim=1)
@@ -78,7 +80,7 @@ class Published:
             first_tokens = logits.argmax(-1).tolist()
             computed += len(prompts)
             t.lap("decode")
-        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids), every)
+        return Prefilled(cache, mask, logits, first_tokens, computed, len(layout.token_ids), every, _pairs(layout))
 
     def _forward(self, rows: Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Logits at every position, [rows, width, vocab]."""
@@ -90,6 +92,11 @@ class Published:
             use_cache=True,
         ).logits
         return logits
+
+
+def _pairs(layout: Layout) -> int:
+    """Query-key pairs of a dense mask."""
+    return int(layout.token_ids.size * layout.token_ids.shape[1])
 
 
 class Rows:

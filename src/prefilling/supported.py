@@ -26,7 +26,7 @@ FAMILIES = {
     "olmo2": "Olmo2ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-FORWARDS = ("transformers", "fused")
+FORWARDS = ("transformers", "fused", "compiled", "graphs")
 # What wraps a model, by an attribute that it has, and how to come by the model itself.
 WRAPPED = {
     "get_base_model": "give model.get_base_model(), whose layers hold the adapter",
@@ -38,7 +38,7 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
     """See that a model's prompts may be packed.
 
     Args:
-        forward: ``transformers`` or ``fused``.
+        forward: one of ``FORWARDS``.
 
     Raises:
         ValueError: they may not: why, and what may.
@@ -59,7 +59,7 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
     if model.training:
         raise ValueError("model: it is in training mode; call model.eval() first")
     places = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(places) != 1 and (forward == "fused" or not getattr(model, "hf_device_map", None)):
+    if len(places) != 1 and (forward != "transformers" or not getattr(model, "hf_device_map", None)):
         remedy = "load all of them on one device, or with device_map= and use forward='transformers'"
         raise ValueError(f"model: its weights are on {' and '.join(places)}; {remedy}")
     if model.get_input_embeddings().weight.is_meta:
@@ -73,7 +73,7 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
         if type(module).__name__ == "Linear4bit" and inputs and inputs % NF4_BLOCK:
             weights = f"4-bit weights of {inputs} inputs, which is no multiple of {NF4_BLOCK}"
             raise ValueError(f"model: {name} has {weights}; load it in 8 bits, or as it is")
-    if forward == "fused":
+    if forward != "transformers":
         _check_hooks(model)
 
 
@@ -92,7 +92,7 @@ def unfit(config: Any, forward: str) -> tuple[str, str] | None:
     for name in ("use_bidirectional_attention", "final_logit_softcapping"):
         if getattr(config, name, None):
             return "model", f"{name}={getattr(config, name)} is not supported"
-    if forward != "fused":
+    if forward == "transformers":
         return None
     mixed = len(set(getattr(config, "layer_types", None) or [])) > 1
     act = getattr(config, "hidden_act", "")
@@ -102,13 +102,12 @@ def unfit(config: Any, forward: str) -> tuple[str, str] | None:
     if family in FUSED_FAMILIES and not mixed:
         what = f"a {family} with hidden_act={act}"
     names = ", ".join(FUSED_FAMILIES)
-    return "forward", f"fused does not serve {what} (but {names} as published); use forward='transformers'"
+    return "forward", f"{forward} does not serve {what} (but {names} as published); use forward='transformers'"
 
 
 def _check_hooks(model: PreTrainedModel) -> None:
     """The fused forward calls linear layers alone: what hooks on others would see or change, it would pass over."""
     for name, module in model.get_decoder().named_modules():
         if hooks_of(module) and not hasattr(module, "in_features"):
-            raise ValueError(
-                f"model: {name or 'the decoder'} has hooks, which fused passes over; use forward='transformers'"
-            )
+            has = f"{name or 'the decoder'} has hooks, which the fused forward passes over"
+            raise ValueError(f"model: {has}; use forward='transformers'")

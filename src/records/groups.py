@@ -23,7 +23,8 @@ METHOD_ORDER = (
 
 def place_of(method: str) -> int:
     """Where a method stands among others: those that were added last."""
-    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
+    known = method.partition("+")[0]  # with an attention kernel of its own beside the method itself
+    return METHOD_ORDER.index(known) if known in METHOD_ORDER else len(METHOD_ORDER)
 
 
 @dataclass

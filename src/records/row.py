@@ -63,9 +63,14 @@ class Row:
     sample: str | None = _work("authors: the prompts of their code, whatever the seed; none: drawn by the seed")
     packing: str | None = _way("bin-packing algorithm, for methods that pack")
     forward: str | None = _way("fused or transformers: what computes a batch; none: a serving engine of its own")
+    attention_asked: str | None = _way("attention kernel that was asked for; none: what auto takes")
     max_tokens_per_forward: int | None = _way("a batch of more tokens is computed by parts; none: it never is")
     attention: str | None = _origin("how attention is kept within prompts, and how rows are padded")
     attention_kernel: str | None = _origin("attention kernels that ran, as one profiled pass showed them; none: unseen")
+    attention_share: float | None = _figure("share of that pass's time that attention took")
+    attention_pairs_ratio: float | None = _figure("query-key pairs that attention computed over those that are needed")
+    compile_s: float | None = _figure("compiling, in all; none: nothing was compiled", unit="s")
+    recompiled_timed: int | None = _figure("graphs that were compiled within the timed passes, which their times hold")
     ideal_attention_kernel: str | None = _origin("the same of the ideal, which takes the fastest that there is")
     batch_size: int = _work("prompts served together; dataset-prepacking: bins", 0)
     num_prompts: int = _work("prompts measured", 0)
@@ -122,6 +127,7 @@ class Row:
         "phase, mean seconds per batch: text to token ids (paper protocol only)", unit="s"
     )
     plan_s_mean: float | None = _figure("phase: packing, and laying prompts in rows, on the host", unit="s")
+    mask_s_mean: float | None = _figure("phase: masks, or what a kernel takes in their place", unit="s")
     transfer_s_mean: float | None = _figure("phase: rows to the device", unit="s")
     forward_s_mean: float | None = _figure("phase: the model", unit="s")
     unpack_s_mean: float | None = _figure("phase: packed KV to one cache per prompt", unit="s")
@@ -222,6 +228,10 @@ class Row:
     verified_max_abs_diff: float | None = _figure("largest difference of any key or value found by the check")
     verified_max_rel_diff: float | None = _figure("largest norm of a layer's difference over the norm of the layer")
     verified_near_ties: int | None = _figure("tokens that differ, the model being undecided between the two")
+    invariant_tokens_alone_pct: float | None = _figure("first tokens that are equal where a prompt is alone", unit="%")
+    invariant_kv_alone_pct: float | None = _figure("keys and values that are then equal in every bit", unit="%")
+    invariant_tokens_other_pct: float | None = _figure("first tokens that are equal in another batch", unit="%")
+    invariant_kv_other_pct: float | None = _figure("keys and values that are then equal in every bit", unit="%")
     generated_tokens: int | None = _figure(
         "tokens after the first, continued from the method's cache, compared likewise"
     )

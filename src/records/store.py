@@ -267,7 +267,7 @@ def read_all(results_dir: Path) -> Iterator[Record]:
             warn(f"{path.parent}: record left out ({error})")
 
 
-def sample_row(repeat: int, place: int, batch: int, numbers: Mapping[str, int], phases: Mapping[str, float],
+def sample_row(repeat: int, place: int, batch: int, numbers: Mapping[str, int | None], phases: Mapping[str, float],
                host_seconds: float, phase_names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """One line of samples.csv: a batch, in a repeat, with its total and its phases in seconds."""
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,16 @@ from .cells import significant, tells
 from .comparison import per_prompt
 from .words import UNITS, label, model_name, title
 
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
-# Methods that were added are grey.
-STYLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"color": "#999999", "hatch": "oo"}) | {
+class Styles(dict[str, dict[str, Any]]):
+    """How each method is drawn: one with an attention kernel of its own dotted, methods that were added in grey."""
+
+    def __missing__(self, name: str) -> dict[str, Any]:
+        return {"color": self.get(name.partition("+")[0], {"color": "#999999"})["color"], "hatch": "oo"}
+
+
+STYLE = Styles({
     "prepacking": {"color": "#0072B2", "hatch": ""},
     "full-batching": {"color": "#E69F00", "hatch": "//"},
     "length-ordered": {"color": "#009E73", "hatch": ".."},
@@ -39,7 +45,7 @@ STYLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"color": "#999999", "hat
     "dataset-prepacking": {"color": "#CC79A7", "hatch": "xx"},
     "continuous-batching": {"color": "#D55E00", "hatch": "--"},
     "vllm": {"color": "#F0E442", "hatch": "++"},
-}
+})  # fmt: skip
 DATASETS = paper.DATASETS
 MARKERS = dict(zip(DATASETS, "osD^vP", strict=True))
 COLORS = dict(zip(DATASETS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"), strict=True))

@@ -87,12 +87,20 @@ class Curves:
         kept = [row.rate or math.nan for row in self.best]
         return _over_seeds(kept, kept, [curve.above for curve in self.of_seed.values()])
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a rate broke the objective with the arrivals of each seed, so that the largest is not a least one."""
+        return not any(math.isnan(curve.above) for curve in self.of_seed.values())
+
     def over(self, base: Curves) -> Interval | None:
-        """The rate over another one's: of several seeds pair by pair, for both had the same arrivals in each."""
-        own, other = self.rate, base.rate
-        if own is None or other is None:
+        """The rate over another one's, seed by seed, as both had its arrivals; None without a seed in common."""
+        both = sorted(self.of_seed.keys() & base.of_seed.keys())
+        if not both or not self.best or not base.best:
             return None
-        if len(both := sorted(self.of_seed.keys() & base.of_seed.keys())) < 2:
+        if len(both) == 1:
+            own, other = self.of_seed[both[0]].rate, base.of_seed[both[0]].rate
+            assert own is not None
+            assert other is not None
             return Interval(own.value / other.value, own.low / other.high, own.high / other.low)
         pairs = [(self.of_seed[seed], base.of_seed[seed]) for seed in both]
         kept = [(_kept(mine), mine.above, _kept(theirs), theirs.above) for mine, theirs in pairs]

@@ -18,6 +18,7 @@ MODELS = {
     "llama2-13b": "Llama2-13B",
     "mistral-7b": "Mistral-7B",
 }
+MANY = 12  # values, of which a sentence names the first few
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
@@ -141,7 +142,9 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def _each(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(str, values)))
+    """Each value once; of very many the first few, and how many there are."""
+    found = list(dict.fromkeys(map(str, values)))
+    return ", ".join(found) if len(found) <= MANY else f"{', '.join(found[:3])} and {len(found) - 3} others"
 
 
 def _span(values: Iterable[int]) -> str:

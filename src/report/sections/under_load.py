@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,13 +51,13 @@ def table(found: Found) -> Table:
     body, ids = [], []
     for curves in found:
         for (_, policy, clock), curve in curves.items():
-            first, rate, there = curve.rows[0], curve.rate, curve.best
+            first, there = curve.rows[0], curve.best
             base = _base(curves, clock)
             line: dict[str, Any] = {
                 "Method": label(first), "Policy": policy, "Clock": clock, "Dataset": first.dataset,
                 "Model": model_name(first), "Arrivals": first.arrivals, "Batch": first.batch_size,
                 "SLO (ms)": first.slo_ms, "Seeds": len(curve.of_seed),
-                "Largest rate (prompts / s)": "no objective" if first.slo_ms is None else _or_more(rate),
+                "Largest rate (prompts / s)": "no objective" if first.slo_ms is None else _or_more(curve),
             }  # fmt: skip
             if base is not None:
                 line["Over full-batching, fifo"] = 1.0 if curve is base else curve.over(base)
@@ -91,9 +90,10 @@ def _p99(rows: Sequence[Row]) -> Interval | float | None:
     return interval(first.ttft_p99_s, first.ttft_p99_low_s, first.ttft_p99_high_s)
 
 
-def _or_more(rate: Interval | None) -> Interval | Marked | None:
+def _or_more(curves: Curves) -> Interval | Marked | None:
     """A rate as it is shown; with no rate above it that broke the objective, it is the least that can be said."""
-    return rate if rate is None or not math.isnan(rate.high) else Marked(rate.value, "or more")
+    rate = curves.rate
+    return rate if rate is None or curves.bounded else Marked(rate.value, "or more")
 
 
 def claims(found: Found) -> list[Claim]:
@@ -143,7 +143,7 @@ def figure(found: Found) -> Any:
         panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("prompts a second that arrive")
         panel.set_title(f"{policy}\n{titled([row for each in own.values() for row in each.rows])}", fontsize=8)
-        panel.legend(fontsize=7, frameon=False, loc="upper left")
+        panel.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncol=2)
         finish_axes(panel)
     axes[0][0].set_ylabel("time to first token, 99th percentile (ms)")
     return drawn

@@ -1,0 +1,117 @@
+"""What an attention kernel is given: the segments of a line of tokens; and what it makes of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.autograd import profiler
+from transformers import PretrainedConfig
+
+Ints = NDArray[np.int64]
+SPAN = "attention of a layer"  # its name in a profile
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The segments of a forward, on the host.
+
+    Attributes:
+        starts, lengths: int64 [segments], spans of the flat line, in ascending order, not overlapping. What none covers
+            is padding, and attends to nothing that matters.
+        rows, width: the line before it was laid end to end: ``rows * width`` tokens, and no segment crosses a row.
+        windows: sliding windows of the model's layers, in tokens; None for a layer without one.
+    """
+
+    starts: Ints
+    lengths: Ints
+    rows: int
+    width: int
+    windows: tuple[int | None, ...] = (None,)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the line."""
+        return self.rows * self.width
+
+    @property
+    def offsets(self) -> Ints:
+        """Where segments begin and end, int64 [segments + 1], pads as segments of their own."""
+        return np.unique(np.concatenate([[0], self.starts, self.starts + self.lengths, [self.tokens]]))
+
+    @property
+    def numbers(self) -> Ints:
+        """The segment of each token, int64 [tokens], -1 on pads."""
+        found = np.full(self.tokens, -1, dtype=np.int64)
+        for number, (start, length) in enumerate(zip(self.starts.tolist(), self.lengths.tolist(), strict=True)):
+            found[start : start + length] = number
+        return found
+
+
+class Attention(ABC):
+    """Segments made ready for one kernel.
+
+    Attributes:
+        kernel: its name.
+        pairs: query-key pairs that it computes in a head of a layer without a window; kernels that leave out what
+            lies above the diagonal by blocks are counted as if they did so by pairs.
+        spare_rows: how many rows the line needs behind its tokens.
+    """
+
+    kernel: str
+    pairs: int
+    spare_rows: int = 0
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Attention:
+        """A copy on the device; transfers do not wait."""
+
+    def made(self) -> Attention:
+        """With what is made on the device, a mask for example; by most kernels nothing is."""
+        return self
+
+    def attend(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        out: torch.Tensor,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Causal attention within each segment.
+
+        Args:
+            qkv: [tokens + spare rows, heads + 2 * kv_heads, head_dim], queries, keys and values side by side.
+            out: [tokens + spare rows, heads * head_dim], which a kernel may write into; rows that no segment covers
+                are left as they are.
+            window: a query sees this many keys at most, itself included; None: all before it.
+
+        Returns:
+            What was attended, as ``out`` has it: ``out`` itself, or the kernel's own output.
+        """
+        if not profiler._is_profiler_enabled:
+            return self._attend(qkv, heads, kv_heads, scale, out, window)
+        with profiler.record_function(SPAN):
+            return self._attend(qkv, heads, kv_heads, scale, out, window)
+
+    @abstractmethod
+    def _attend(
+        self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
+    ) -> torch.Tensor: ...
+
+
+def causal(lengths: Ints) -> int:
+    """Query-key pairs of causal attention within segments of these lengths."""
+    return int((lengths * (lengths + 1) // 2).sum())
+
+
+def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
+    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    without = config.model_type == "llama" or kinds == {"full_attention"}
+    window = None if without else getattr(config, "sliding_window", None)
+    return (window, None) if window is not None and "full_attention" in kinds else (window,)

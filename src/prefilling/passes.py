@@ -1,0 +1,60 @@
+"""What the fused forward does element by element: norms, rotary positions, gates, residuals. Plain, or compiled.
+
+On a GPU each plain operation is a kernel of its own that reads and writes memory; compiled, a pass is one. The first
+call compiles it, for lines of any length.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a forward, as functions."""
+
+    rms: Callable[..., torch.Tensor]
+    add_rms: Callable[..., torch.Tensor]
+    gated: Callable[..., torch.Tensor]
+    rotate: Callable[..., None]
+
+
+def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm over the last dimension."""
+    return functional.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add ``y`` to the residual ``x``, in place; the RMS norm of the sum."""
+    x.add_(y)
+    return rms(x, weight, eps)
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """SiLU of the gate, times what it lets through; the gate is overwritten."""
+    return functional.silu(gate, inplace=True).mul_(up)
+
+
+def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotary positions in place: qk [n, heads, head_dim]; cos, sin [n, 1, head_dim / 2]."""
+    first, second = qk.chunk(2, dim=-1)
+    turned = second * cos
+    turned.addcmul_(first, sin)
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.copy_(turned)
+
+
+PLAIN = Passes(rms, add_rms, gated, rotate)
+
+
+@functools.cache
+def compiled() -> Passes:
+    """The same, compiled at their first call."""
+    made: list[Any] = [torch.compile(each, dynamic=True) for each in (rms, add_rms, gated, rotate)]
+    return Passes(*made)
