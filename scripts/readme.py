@@ -28,7 +28,9 @@ from src.report.cells import as_markdown, markdown  # noqa: E402
 from src.report.claims import claims_table  # noqa: E402
 from src.report.section import Section  # noqa: E402
 
-TEXTS = ("results/README.md", "docs/records.md", "docs/results.md", "docs/under-load.md", "README.md")
+TEXTS = (
+    "results/README.md", "docs/records.md", "docs/results.md", "docs/under-load.md", "docs/kernels.md", "README.md",
+)  # fmt: skip
 SCHEMA = ROOT / "docs" / "record.schema.json"
 SECTION = (
     r"(?P<kind>\w+)(?:, (?P<model>[\w.-]+, \w+))?(?:, batches of (?P<sizes>[\d, ]+),)? below (?P<folder>\S+)"

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, TINY_OVERRIDES, draw_prompts, tiny_model
+from conftest import FAMILIES, draw_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from src.cli import UserError
 from src.config import CHOICES, Config
+from src.measure.invariance import invariance
 from src.measure.verify import verify
 from src.prefilling.attention import dense, flash, flex, segments, varlen
 from src.prefilling.attention.kernels import AUTO, KERNELS, kernel_of
 from src.prefilling.attention.spans import Spans, causal, windows_of
+from src.prefilling.cache import new_cache
 from src.prefilling.engines import make_engine
-from src.prefilling.method import PrefillOptions
+from src.prefilling.method import Prefilled, PrefillOptions
 from src.prefilling.methods import METHODS, method_of
+from src.records.row import Row
 from src.records.store import Record
+from src.report.section import make
+from src.report.sections import kernels as kernels_section
+from src.report.sections import today
 
 CPU = torch.device("cpu")
 HERE = [name for name, module in KERNELS.items() if not module.missing(CPU, torch.float32)]
@@ -194,8 +201,95 @@ def test_a_kernel_that_there_is_not_is_refused(setting: str, problem: str, tiny_
     assert problem in str(raised.value)
 
 
+class Rounds:
+    """An engine whose keys, values and tokens are those of a prompt, but for what its batch's size adds to them."""
+
+    attention = "none"
+
+    def __init__(self, kv_moves: bool, token_moves: bool) -> None:
+        self.kv_moves, self.token_moves = kv_moves, token_moves
+
+    def prefill(self, prompts: Sequence[np.ndarray], t: Any, bins: Any = None) -> Prefilled:
+        cache, longest = new_cache(), max(map(len, prompts))
+        kv, mask = torch.zeros(len(prompts), 1, longest, 2), torch.zeros(len(prompts), longest, dtype=torch.int64)
+        for number, ids in enumerate(prompts):
+            kv[number, 0, longest - len(ids) :] = torch.from_numpy(ids)[:, None] + 0.5 * self.kv_moves * len(prompts)
+            mask[number, longest - len(ids) :] = 1
+        cache.update(kv, kv.clone(), 0)
+        tokens = [int(ids[-1]) + self.token_moves * len(prompts) for ids in prompts]
+        return Prefilled(cache, mask, None, tokens, kv.numel(), len(prompts))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize("kv_moves", [False, True])
+@pytest.mark.parametrize("token_moves", [False, True])
+def test_what_depends_on_the_batch_is_counted(kv_moves: bool, token_moves: bool) -> None:
+    found = invariance(Rounds(kv_moves, token_moves), [PROMPTS, PROMPTS[:3]])
+    assert (found.prompts, found.kv) == (9, 4 * sum(map(len, [*PROMPTS, *PROMPTS[:3]])))
+    for name, moves in (("tokens", token_moves), ("kv", kv_moves)):
+        assert found.percent(f"{name}_alone") == found.percent(f"{name}_other") == (0 if moves else 100)
+
+
+def test_batch_invariance_is_recorded_where_it_is_asked_for(measure: Callable[..., list[Record]]) -> None:
+    (asked,) = measure("method=padding-free", "invariance=true")
+    (plain,) = measure("method=padding-free")
+    assert plain.row.invariant_kv_alone_pct is None
+    assert asked.row.invariant_tokens_other_pct == 100
+    assert 0 < (asked.row.invariant_kv_alone_pct or 0) <= 100
+    assert asked.row.seconds_per_batch_mean is not None
+
+
+def row_of(method: str, seconds: float, dataset: str = "mmlu", **changes: Any) -> Row:
+    kernel = method.partition("+")[2] or None
+    return Row(
+        run_id=f"{method}-{dataset}", comparison_id=dataset, method=method, dataset=dataset, model="tiny",
+        metric="prefill", protocol="modern", batch_size=4, num_prompts=8, device_name="a CPU", forward="fused",
+        attention_asked=kernel, seconds_per_batch_mean=seconds, dtype="float32", workload_fingerprint=dataset,
+        speedup_over_full_batching=2.0 / seconds if seconds else None, created_at="2026-01-01T00:00:00+00:00",
+        **{"experiment": "kernels", **changes},
+    )  # fmt: skip
+
+
+def test_the_section_says_which_kernel_to_take_and_what_the_mask_costs() -> None:
+    rows = [row_of("full-batching", 2.0), row_of("prepacking+segments", 1.0), row_of("prepacking+dense", 1.5),
+            row_of("padding-free+segments", 1.01), row_of("padding-free+dense", 4.0),
+            row_of("padding-free+varlen", 0.0, status="skipped", status_reason="attention: on CUDA alone")]  # fmt: skip
+    rows[-1].seconds_per_batch_mean = None
+    rows += [row_of("full-batching", 1.0, "equal"), row_of("prepacking+dense", 3.0, "equal")]
+    section = make(kernels_section, [Record(row, {}, {}) for row in rows])
+    assert len(section.table) == 7, "what was skipped has a note and no line"
+    advice = section.notes[1]
+    assert advice.startswith("mmlu: take prepacking with segments or padding-free with segments;")
+    assert "under a dense mask prepacking takes 1.50 times as long as by segments" in advice
+    assert "still gains over padded rows (1.33x)" in advice
+    assert section.notes[0] == "equal: take full-batching with auto"
+    assert any("padding-free+varlen: skipped, attention: on CUDA alone" in note for note in section.notes)
+    beside = dict(zip(section.table.frame["Method"] + section.table.frame["Kernel"] + section.table.frame["Prompts"],
+                      section.table.frame["Over the fastest"], strict=True))  # fmt: skip
+    assert beside["padding-freedensemmlu"] == pytest.approx(4.0)
+    assert section.figure is not None
+    grid = section.figure.axes[0].images[0].get_array()
+    assert grid.shape == (5, 2)
+    assert float(np.nanmin(grid)) == 0.0
+    plt.close(section.figure)
+
+
+def test_today_tells_kernel_from_layout() -> None:
+    rows = [row_of(name, seconds, experiment="today") for name, seconds in
+            (("full-batching", 2.0), ("full-batching+dense", 3.0), ("padding-free", 0.5))]  # fmt: skip
+    for row in rows:
+        row.metric, row.fraction_of_ideal, row.experiment = "ttft", 1.0, "today"
+    section = make(today, [Record(row, {}, {}) for row in rows])
+    assert (
+        "of padding-free's 6.00x over padded rows under a dense mask, 1.50x is the kernel (no mask), 4.00x"
+        in (section.notes[0])
+    )
+    plt.close(section.figure)
+
+
 def test_a_method_with_a_kernel_is_the_method_with_another_name() -> None:
     found = method_of("prepacking+dense")
     assert (found.name, found.attention, found.rows) == ("prepacking+dense", "dense", "bin")
     assert method_of("no-such").rows == "prompt"
-    assert TINY_OVERRIDES

@@ -69,10 +69,12 @@ def table(found: Found) -> Table:
     body, ids = [], []
     for methods in found:
         for row in methods.values():
+            if row.status != "ok":
+                continue
             share = row.attention_share
             body.append({
                 "Prompts": row.dataset, "Layout": _layout(row), "Method": row.method.partition("+")[0],
-                "Kernel": _kernel(row), "Backend": row.attention_kernel or row.attention or row.status,
+                "Kernel": _kernel(row), "Backend": row.attention_kernel or row.attention,
                 "Model, type": f"{model_name(row)}, {row.dtype}", "Batch": row.batch_size, "s / batch": per_batch(row),
                 "Over full-batching": row.interval("speedup_over_full_batching"),
                 "Over the fastest": _beside(row, methods),
