@@ -242,7 +242,7 @@ def test_the_largest_rate_of_several_seeds_is_their_mean_and_ratios_are_taken_pa
     for number, row in enumerate(rows):
         row.run_id = row.comparison_id = f"run {number}"
     (found,) = rates.curves([Record(row, {}, {}) for row in rows])
-    base, packed = (found[method, "fifo", "virtual"] for method in ("full-batching", "prepacking"))
+    base, packed = (found[method, "fifo", "virtual", ""] for method in ("full-batching", "prepacking"))
     assert base.rate is not None
     assert base.rate.value == pytest.approx(8)
     spread = 4.303 * math.log(2) / math.sqrt(3)  # of three seeds a factor of two apart
@@ -254,7 +254,42 @@ def test_the_largest_rate_of_several_seeds_is_their_mean_and_ratios_are_taken_pa
     without = [row for row in rows if row.seed or row.method != "prepacking"]
     without += [row_at(1, 0.5, "prepacking", seed=0)]
     (found,) = rates.curves([Record(row, {}, {}) for row in without])
-    assert found["prepacking", "fifo", "virtual"].rate is None, "with the arrivals of one seed no rate keeps it"
+    packed, base = (found[method, "fifo", "virtual", ""] for method in ("prepacking", "full-batching"))
+    assert (len(packed.found), len(packed.of_seed), packed.shared(base)) == (2, 3, [1, 2])
+    over = packed.over(base)
+    assert over is not None
+    assert over.value == pytest.approx(2), "a seed without a rate takes none from the others"
+    lines = make(under_load, [Record(row, {}, {}) for row in without]).table.frame.set_index("Method")
+    assert lines.loc["prepacking", "Seeds"] == "2 of 3"
+
+
+def test_ways_of_one_method_have_curves_of_their_own_and_the_newest_run_of_a_rate_stands() -> None:
+    rows = [row_at(rate, 0.05 if rate < 8 else 0.5, "padding-free") for rate in (2, 4, 8)]
+    rows += [row_at(rate, 0.5, "padding-free", attention_asked="dense") for rate in (2, 4)]
+    rows += [row_at(8, 0.06, "padding-free")]
+    rows[-1].created_at = "2027-01-01T00:00:00+00:00"
+    for number, row in enumerate(rows):
+        row.run_id = row.comparison_id = f"run {number}"
+    (found,) = rates.curves([Record(row, {}, {}) for row in rows])
+    assert {name[3]: [row.rate for row in each.best] for name, each in found.items()} == {
+        "": [8], "attention_asked dense": [],
+    }  # fmt: skip
+
+
+def test_what_was_never_broken_is_marked_in_ratios_too() -> None:
+    rows = [row_at(4, 0.05), row_at(8, 0.5), row_at(8, 0.05, "prepacking"), row_at(4, 0.05, "padding-free"),
+            row_at(8, 0.5, "padding-free")]  # fmt: skip
+    shown = make(under_load, [Record(row, {}, {}) for row in rows])
+    at = {column: place for place, column in enumerate(shown.table.header)}
+    told = {line[at["Method"]]: line[at["Over full-batching, fifo"]] for line in shown.table.texts()}
+    assert told["prepacking"] == "2.00x or more"
+    assert told["padding-free"].startswith("1.00x [")
+    plt.close(shown.figure)
+    shown = make(under_load, [Record(row, {}, {}) for row in [rows[0], *rows[2:]]])
+    told = {line[at["Method"]]: line[at["Over full-batching, fifo"]] for line in shown.table.texts()}
+    assert told["padding-free"] == "1.00x or less"
+    assert told["prepacking"] == ""
+    plt.close(shown.figure)
 
 
 def test_a_rate_at_which_too_few_prompts_came_bounds_the_search_and_breaks_nothing() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import browser
 import numpy as np
@@ -189,7 +190,7 @@ def test_every_row_leads_to_its_record_and_every_record_to_its_folder(
         for run_ids in section.table.records:
             assert all(f"#record-{run_id}" in hrefs for run_id in run_ids)
     for path, record in records:
-        assert path in hrefs
+        assert quote(path) in hrefs
         assert (SHIPPED / "report" / path).resolve().is_dir()
         entry = html[html.index(f'id="record-{record.row.run_id}"') :].split("</details>")[0]
         wanted = [record.row.workload_fingerprint, record.manifest["git_commit"], "torch 2.", record.row.status]

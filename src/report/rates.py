@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from ..config import Config
 from ..interval import Interval
 from ..records.groups import place_of
-from ..records.row import MACHINE, WORK, Row, key
+from ..records.row import HOW, MACHINE, WORK, Row, key, parts
 from ..records.store import Record
 from .select import clean
 
 FIRST = "fifo"
-Name = tuple[str, str, str]  # method, policy, clock
+Name = tuple[str, str, str, str]  # method, policy, clock, and how the method did it where that is not the default
+DEFAULT = Config()
+WAYS = tuple(name for name in parts(HOW) if name not in ("method", "policy", "clock"))
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """One method and policy with the arrivals and prompts of each seed."""
+    """One method and policy with the arrivals and prompts of each seed.
+
+    A seed whose runs are all INVALID is left out where another one has a run that is not.
+    """
 
     of_seed: dict[int, Curve]
+
+    @property
+    def found(self) -> dict[int, Curve]:
+        """The seeds with a largest rate. Others were cut off, or no rate that was tried keeps the objective."""
+        return {seed: curve for seed, curve in self.of_seed.items() if curve.best is not None}
 
     @property
     def rows(self) -> list[Row]:
@@ -73,29 +84,32 @@ class Curves:
 
     @property
     def best(self) -> list[Row]:
-        """Each seed's run at its largest rate; none where a seed has none."""
-        found = [curve.best for curve in self.of_seed.values()]
-        return [] if None in found else [row for row in found if row is not None]
+        """Each seed's run at its largest rate."""
+        return [curve.best for curve in self.of_seed.values() if curve.best is not None]
 
     @property
     def rate(self) -> Interval | None:
         """The largest rate: of one seed as its curve tells it, of several their geometric mean."""
         if not self.best:
             return None
-        if len(self.of_seed) == 1:
-            return next(iter(self.of_seed.values())).rate
+        if len(self.found) == 1:
+            return next(iter(self.found.values())).rate
         kept = [row.rate or math.nan for row in self.best]
-        return _over_seeds(kept, kept, [curve.above for curve in self.of_seed.values()])
+        return _over_seeds(kept, kept, [curve.above for curve in self.found.values()])
 
     @property
     def bounded(self) -> bool:
         """Whether a rate broke the objective with the arrivals of each seed, so that the largest is not a least one."""
-        return not any(math.isnan(curve.above) for curve in self.of_seed.values())
+        return not any(math.isnan(curve.above) for curve in self.found.values())
+
+    def shared(self, base: Curves) -> list[int]:
+        """The seeds with which both have a largest rate."""
+        return sorted(self.found.keys() & base.found.keys())
 
     def over(self, base: Curves) -> Interval | None:
         """The rate over another one's, seed by seed, as both had its arrivals; None without a seed in common."""
-        both = sorted(self.of_seed.keys() & base.of_seed.keys())
-        if not both or not self.best or not base.best:
+        both = self.shared(base)
+        if not both:
             return None
         if len(both) == 1:
             own, other = self.of_seed[both[0]].rate, base.of_seed[both[0]].rate
@@ -135,7 +149,7 @@ Found = list[dict[Name, Curves]]  # of each setting the curves
 
 
 def curves(records: Sequence[Record]) -> Found:
-    """The curves of each setting: what is equal in everything but method, policy, rate and seed."""
+    """The curves of each setting: what is equal in everything but the name of a curve, rate and seed."""
     settings: dict[tuple[Any, ...], dict[Name, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in clean(records, status="ok"):
         if row.arrivals is not None:
@@ -145,7 +159,7 @@ def curves(records: Sequence[Record]) -> Found:
                 row.model,
                 *key(row, WORK, MACHINE, but=("rate", "workload_fingerprint")),
             )
-            settings[same][row.method, row.policy or "", row.clock or ""].append(row)
+            settings[same][row.method, row.policy or "", row.clock or "", _way(row)].append(row)
     found = []
     for _, curves in sorted(settings.items(), key=str):
         ordered = sorted(curves.items(), key=lambda each: (place_of(each[0][0]), each[0][1] != FIRST, each[0]))
@@ -153,8 +167,17 @@ def curves(records: Sequence[Record]) -> Found:
     return found
 
 
+def _way(row: Row) -> str:
+    """In which ways a method was measured that are not the default: ``forward transformers``."""
+    told = ((name, getattr(row, name)) for name in WAYS)
+    return ", ".join(f"{name} {value}" for name, value in told if value not in {None, getattr(DEFAULT, name, None)})
+
+
 def _by_seed(rows: Iterable[Row]) -> dict[int, Curve]:
-    of_seed: dict[int, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.rate or 0.0):
-        of_seed[row.seed].append(row)
-    return {seed: Curve(of_seed[seed]) for seed in sorted(of_seed)}
+    """A curve for each seed; of several runs at one rate the newest stands, one that is not INVALID before others."""
+    of_seed: dict[int, dict[float, Row]] = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: (row.valid is not False, row.created_at)):
+        of_seed[row.seed][row.rate or 0.0] = row
+    found = {seed: Curve([by_rate[rate] for rate in sorted(by_rate)]) for seed, by_rate in sorted(of_seed.items())}
+    sound = {seed: curve for seed, curve in found.items() if any(row.valid is not False for row in curve.rows)}
+    return sound or found

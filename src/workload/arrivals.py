@@ -69,18 +69,21 @@ def trace_times(trace: str, number: int, rng: np.random.Generator) -> Floats:
     times_s = shipped(trace)[0] if trace in names() else _read(trace)
     if len(times_s) < number:
         problem = f"{trace} has {len(times_s):,} requests, and num_prompts={number:,}"
-        raise UserError("trace", problem, f"lower num_prompts to {len(times_s):,}, or name a longer trace")
+        fewer = f"lower num_prompts to {len(times_s):,}, or " if len(times_s) > 1 else ""
+        raise UserError("trace", problem, f"{fewer}name a longer trace")
     return times_s[follow(len(times_s), number, rng).chosen]
 
 
 def _read(path: str) -> Floats:
     if not Path(path).expanduser().is_file():
-        problem = f"there is neither a shipped trace nor a file '{path}'"
+        folder = Path(path).expanduser().is_dir()
+        problem = f"'{path}' is a folder" if folder else f"there is neither a shipped trace nor a file '{path}'"
         raise UserError("trace", problem, f"choose one of {', '.join(names())}, or name a file with times")
     try:
         found: list[Any] = [item.arrival_s for item in read_files(DatasetConfig("trace", path=path)).items]
     except UserError as error:
-        remedy = "give requests as dataset.path takes them, each with its time and its text or prompt_tokens"
+        fields = "its time (timestamp, arrival_s or arrival_time) and its text or prompt_tokens"
+        remedy = f"give requests as dataset.path takes them, each with {fields}"
         raise UserError("trace", error.problem, remedy) from None
     if not found or None in found:
         known = ", ".join(("timestamp", "arrival_s", "arrival_time"))

@@ -13,7 +13,7 @@ from ...prefilling.methods import method_of
 from ...records.row import Row
 from ...records.store import Record
 from .. import rates
-from ..cells import Column, Marked, Table, estimate, fixed, make_table, significant, times
+from ..cells import Column, Marked, Table, estimate, fixed, make_table, significant, thousands, times
 from ..plots import STYLE, finish_axes, titled
 from ..rates import FIRST, Curves, Found, Name
 from ..section import Claim
@@ -26,13 +26,14 @@ TITLE = "Under load: the largest rate that keeps first tokens in time"
 LEAD = (
     "Prompts arrive one by one and wait while the device is busy; a policy forms the batches. Each rate is a run of "
     "its own. The largest rate is the last at which 99 of 100 first tokens come within the objective and the queue "
-    "does not grow. Of several seeds, each of which has arrivals and prompts of its own, it is the mean with a t "
-    "interval over seeds; of one it reaches from the last rate whose p99 interval keeps the objective to the first "
-    "whose does not, and few prompts make that too narrow."
+    "does not grow. Each seed has arrivals and prompts of its own. Of several, the largest rate is their geometric "
+    "mean with a t interval over seeds. Of one, its interval reaches from the last rate at which the whole interval of "
+    "p99 is within the objective to the first at which all of it is beyond, which is too narrow where prompts are few."
 )
 TAKES = ("under_load", None)
 COLUMNS = (
-    Column("Method"), Column("Policy"), Column("Clock"), Column("Dataset"), Column("Model"), Column("Arrivals"),
+    Column("Method"), Column("Policy"), Column("Clock"), Column("Dataset"), Column("Prompts", thousands),
+    Column("Model, type"), Column("Arrivals"),
     Column("Batch"), Column("SLO (ms)", significant), Column("Seeds"),
     Column("Largest rate (prompts / s)", estimate(), "none"), Column("Over full-batching, fifo", times),
     Column("p99 there (s)", estimate()),
@@ -50,17 +51,18 @@ def table(found: Found) -> Table:
     """A row for each method and policy."""
     body, ids = [], []
     for curves in found:
-        for (_, policy, clock), curve in curves.items():
+        for (_, policy, clock, way), curve in curves.items():
             first, there = curve.rows[0], curve.best
-            base = _base(curves, clock)
+            base = _base(curves, clock, way)
             line: dict[str, Any] = {
-                "Method": label(first), "Policy": policy, "Clock": clock, "Dataset": first.dataset,
-                "Model": model_name(first), "Arrivals": first.arrivals, "Batch": first.batch_size,
-                "SLO (ms)": first.slo_ms, "Seeds": len(curve.of_seed),
+                "Method": f"{label(first)} ({way})" if way else label(first), "Policy": policy, "Clock": clock,
+                "Dataset": first.dataset, "Prompts": first.num_prompts,
+                "Model, type": f"{model_name(first)}, {first.dtype}", "Arrivals": first.arrivals,
+                "Batch": first.batch_size, "SLO (ms)": first.slo_ms, "Seeds": _seeds(curve),
                 "Largest rate (prompts / s)": "no objective" if first.slo_ms is None else _or_more(curve),
             }  # fmt: skip
             if base is not None:
-                line["Over full-batching, fifo"] = 1.0 if curve is base else curve.over(base)
+                line["Over full-batching, fifo"] = 1.0 if curve is base else _over(curve, base)
             if there:
                 line |= {
                     "p99 there (s)": _p99(there), "Queue there, mean (s)": _mean(there, "queue_mean_s"),
@@ -72,9 +74,27 @@ def table(found: Found) -> Table:
     return make_table(COLUMNS, body, ids)
 
 
-def _base(curves: dict[Name, Curves], clock: str) -> Curves | None:
-    """Full-batching by fifo under the same clock, else under the virtual one."""
-    return curves.get((BASE, FIRST, clock), curves.get((BASE, FIRST, "virtual")))
+def _base(curves: dict[Name, Curves], clock: str, way: str) -> Curves | None:
+    """Full-batching by fifo, measured in the same way under the same clock, or the nearest to that which there is."""
+    candidates = [(BASE, FIRST, at, how) for at in (clock, "virtual", "real") for how in (way, "")]
+    return next((curves[name] for name in candidates if name in curves), None)
+
+
+def _seeds(curves: Curves) -> str:
+    """How many seeds a line is of, and of how many that were tried."""
+    found, tried = len(curves.found), len(curves.of_seed)
+    return str(tried) if found in (0, tried) else f"{found} of {tried}"
+
+
+def _over(curves: Curves, base: Curves) -> Interval | Marked | None:
+    """A rate over full-batching's; marked where either is only the least that can be said, or where seeds are fewer."""
+    ratio = curves.over(base)
+    if ratio is None or not (curves.bounded or base.bounded):
+        return None
+    if not curves.bounded or not base.bounded:
+        return Marked(ratio.value, "or more" if base.bounded else "or less")
+    fewer = len(shared := curves.shared(base)) < len(curves.found)
+    return Marked(ratio, f"({len(shared)} seeds)" if len(shared) > 1 else "(1 seed)") if fewer else ratio
 
 
 def _mean(rows: Sequence[Row], column: str, times: float = 1.0) -> float | None:
@@ -104,10 +124,11 @@ def claims(found: Found) -> list[Claim]:
 def notes(found: Found) -> list[str]:
     """How many runs, and which of them are not to be relied upon."""
     rows = [row for curves in found for curve in curves.values() for row in curve.rows]
-    tried = f"{len(rows)} runs of {max(row.num_prompts for row in rows):,} prompts"
-    across = any((BASE, FIRST, "virtual") in curves and (BASE, FIRST, clock) not in curves
-                 for curves in found for _, _, clock in curves)  # fmt: skip
-    mixed = ["what ran in real time is put over full-batching in virtual time"] if across else []
+    prompts = sorted({row.num_prompts for row in rows})
+    tried = f"{len(rows)} runs of {' or '.join(f'{number:,}' for number in prompts)} prompts"
+    across = any((base := _base(curves, name[2], name[3])) and base.rows[0].clock != name[2]
+                 for curves in found for name in curves)  # fmt: skip
+    mixed = ["some ratios are over full-batching under the other clock, as it was not measured under theirs"] * across
     few = "where a run has fewer than 10 busy periods, which leaves no interval, its p99 itself counts"
     invalid = sum(row.valid is False for row in rows)
     doubts = [f"{invalid} of the runs are INVALID"] if invalid else []
@@ -131,8 +152,8 @@ def figure(found: Found) -> Any:
         1, len(panels), figsize=(4.6 * len(panels), 3.8), layout="constrained", sharey=True, squeeze=False
     )
     for panel, (policy, own) in zip(axes[0], panels, strict=True):
-        for (method, _, clock), each in own.items():
-            _draw(panel, each, method, clock)
+        for (method, _, clock, way), each in own.items():
+            _draw(panel, each, method, clock, way)
         first = next(iter(own.values())).rows[0]
         if first.slo_ms is not None:
             panel.axhline(first.slo_ms, color="black", lw=0.8, ls="--")
@@ -149,10 +170,10 @@ def figure(found: Found) -> Any:
     return drawn
 
 
-def _draw(panel: Any, curves: Curves, method: str, clock: str) -> None:
+def _draw(panel: Any, curves: Curves, method: str, clock: str, way: str) -> None:
     """A curve for each seed; of one its intervals, too. The largest rate is an upright line."""
     real, color, alone = clock == "real", STYLE[method]["color"], len(curves.of_seed) == 1
-    name = f"{method}, real time" if real else method
+    name = ", ".join(filter(None, [method, way, "real time" if real else ""]))
     for number, curve in enumerate(curves.of_seed.values()):
         at, p99 = [row.rate for row in curve.rows], [1000 * (row.ttft_p99_s or 0.0) for row in curve.rows]
         panel.plot(at, p99, marker="s" if real else "o", ls="--" if real else "-", color=color,
