@@ -188,11 +188,11 @@ def test_every_row_leads_to_its_record_and_every_record_to_its_folder(
     hrefs = [str(attributes.get("href")) for attributes in Outline(html).all("a")]
     for section in sections:
         for run_ids in section.table.records:
-            assert all(f"#record-{run_id}" in hrefs for run_id in run_ids)
+            assert all(f"#record-{run_id.replace('+', '-')}" in hrefs for run_id in run_ids)
     for path, record in records:
         assert quote(path) in hrefs
         assert (SHIPPED / "report" / path).resolve().is_dir()
-        entry = html[html.index(f'id="record-{record.row.run_id}"') :].split("</details>")[0]
+        entry = html[html.index(f'id="record-{record.row.run_id.replace("+", "-")}"') :].split("</details>")[0]
         wanted = [record.row.workload_fingerprint, record.manifest["git_commit"], "torch 2.", record.row.status]
         wanted += ["INVALID" if record.row.valid is False else "VALID" if record.row.valid else "not judged"]
         assert all(text in entry for text in wanted)
