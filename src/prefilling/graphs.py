@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from .attention.flash import Flash
-from .attention.spans import Attention
-from .attention.varlen import Varlen
+from .attention.spans import Attention, ByOffsets
 from .forward import FusedForward
 
 MOST_TOKENS = 4096  # of a bucket: in larger batches computing takes longer than launching
@@ -65,15 +63,13 @@ class Captured:
 
     token_ids: torch.Tensor
     positions: torch.Tensor
-    attention: Varlen | Flash
+    attention: ByOffsets
     last: torch.Tensor
     kv: list[torch.Tensor]
     hidden: torch.Tensor
     replay: Callable[[], object]
 
-    def fill(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Varlen | Flash, last: torch.Tensor
-    ) -> None:
+    def fill(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: ByOffsets, last: torch.Tensor) -> None:
         """Take a batch in: behind it pads of token 0, a segment of them, empty segments, last places of no prompt."""
         tokens, whole = token_ids.numel(), self.token_ids.numel()
         for own, given in ((self.token_ids, token_ids), (self.positions, positions)):
@@ -114,7 +110,7 @@ class GraphForward:
         """As ``FusedForward``; keys and values are kept once all layers are through."""
         tokens = token_ids.numel()
         whole = bucket_of(tokens)
-        if whole is None or not isinstance(segments, (Varlen, Flash)):
+        if whole is None or not isinstance(segments, ByOffsets):
             return self._fused(token_ids, positions, segments, last, keep)
         longest = power_of_two(max(segments.longest, whole - tokens))
         bucket = Bucket(whole, power_of_two(len(segments.offsets)), longest, power_of_two(len(last)))
@@ -127,7 +123,7 @@ class GraphForward:
             keep(layer, kv[:tokens])
         return captured.hidden[: len(last)].clone()
 
-    def _make(self, bucket: Bucket, like: Varlen | Flash) -> Captured:
+    def _make(self, bucket: Bucket, like: ByOffsets) -> Captured:
         """Capture the forward of a bucket, on pads."""
         device = like.offsets.device
         offsets = torch.arange(bucket.segments + 1, dtype=torch.int32, device=device) * bucket.longest

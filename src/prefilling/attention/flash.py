@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import utils
 
-from .spans import Attention, Spans, causal
+from .spans import ByOffsets, half_precision_on_cuda
 
 NAME = "flash"
 WORDS = "by segment, FlashAttention package"
@@ -24,33 +23,17 @@ def interface() -> str | None:
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this kernel cannot serve; None where it can."""
-    if device.type != "cuda":
-        return "FlashAttention's package runs on CUDA alone; use attention=segments"
-    if dtype not in {torch.float16, torch.bfloat16}:
-        return f"FlashAttention's package has no {str(dtype).removeprefix('torch.')}; use dtype=bfloat16"
+    if reason := half_precision_on_cuda("FlashAttention's package", device, dtype):
+        return reason
     without = "no FlashAttention package is installed; pip install flash-attn, or use attention=varlen"
     return None if interface() else without
 
 
 @dataclass(frozen=True)
-class Flash(Attention):
-    """Offsets, as the package takes them.
+class Flash(ByOffsets):
+    """Offsets, as the package takes them."""
 
-    Attributes:
-        offsets: int32 [segments + 1], the cumulated lengths over the whole line, pads as segments of their own.
-        longest: tokens of the longest segment.
-        version: the interface, by the name that transformers gives it.
-    """
-
-    offsets: torch.Tensor
-    longest: int
-    pairs: int
-    version: str
     kernel: str = NAME
-
-    def to(self, device: torch.device) -> Flash:
-        """A copy on the device; transfers do not wait."""
-        return replace(self, offsets=self.offsets.to(device, non_blocking=True))
 
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
@@ -62,13 +45,9 @@ class Flash(Attention):
         found: torch.Tensor = call(
             q, k, v, None, query_length=q.shape[1], is_causal=True, softmax_scale=scale, sliding_window=window,
             cu_seq_lens_q=self.offsets, cu_seq_lens_k=self.offsets, max_length_q=self.longest,
-            max_length_k=self.longest, attn_implementation=self.version,
+            max_length_k=self.longest, attn_implementation=interface(),
         )  # fmt: skip
         return found.view(len(qkv), -1)
 
 
-def plan(spans: Spans) -> Flash:
-    """Take the offsets."""
-    offsets = spans.offsets
-    lengths, version = np.diff(offsets), interface() or "flash_attention_2"
-    return Flash(torch.from_numpy(offsets.astype(np.int32)), int(lengths.max()), causal(lengths), version)
+plan = Flash.of

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -102,6 +103,40 @@ class Attention(ABC):
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
     ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class ByOffsets(Attention):
+    """Segments as offsets, for kernels that serve all of them in one call.
+
+    Attributes:
+        offsets: int32 [segments + 1], the cumulated lengths over the whole line, pads as segments of their own.
+        longest: tokens of the longest segment.
+    """
+
+    offsets: torch.Tensor
+    longest: int
+    pairs: int
+
+    @classmethod
+    def of(cls, spans: Spans) -> Self:
+        """Take the offsets."""
+        offsets = spans.offsets
+        lengths = np.diff(offsets)
+        return cls(torch.from_numpy(offsets.astype(np.int32)), int(lengths.max()), causal(lengths))
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on the device; transfers do not wait."""
+        return replace(self, offsets=self.offsets.to(device, non_blocking=True))
+
+
+def half_precision_on_cuda(what: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a kernel of half precision on CUDA cannot serve; None where it can."""
+    if device.type != "cuda":
+        return f"{what} runs on CUDA alone; use attention=segments"
+    if dtype not in {torch.float16, torch.bfloat16}:
+        return f"{what} has no {str(dtype).removeprefix('torch.')}; use dtype=bfloat16"
+    return None
 
 
 def causal(lengths: Ints) -> int:

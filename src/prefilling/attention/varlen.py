@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from .spans import Attention, Spans, causal
+from .spans import ByOffsets, half_precision_on_cuda
 
 NAME = "varlen"
 WORDS = "by segment, variable-length kernel"
@@ -18,32 +17,18 @@ WORDS = "by segment, variable-length kernel"
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this kernel cannot serve; None where it can."""
-    if device.type != "cuda":
-        return "torch's variable-length kernel runs on CUDA alone; use attention=segments"
-    if dtype not in {torch.float16, torch.bfloat16}:
-        return f"torch's variable-length kernel has no {str(dtype).removeprefix('torch.')}; use dtype=bfloat16"
+    if reason := half_precision_on_cuda("torch's variable-length kernel", device, dtype):
+        return reason
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return "this torch has no variable-length kernel; use torch 2.11 or newer"
     return None
 
 
 @dataclass(frozen=True)
-class Varlen(Attention):
-    """Offsets.
+class Varlen(ByOffsets):
+    """Offsets, as torch's kernel takes them."""
 
-    Attributes:
-        offsets: int32 [segments + 1], the cumulated lengths over the whole line, pads as segments of their own.
-        longest: tokens of the longest segment.
-    """
-
-    offsets: torch.Tensor
-    longest: int
-    pairs: int
     kernel: str = NAME
-
-    def to(self, device: torch.device) -> Varlen:
-        """A copy on the device; transfers do not wait."""
-        return replace(self, offsets=self.offsets.to(device, non_blocking=True))
 
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
@@ -66,8 +51,4 @@ class Varlen(Attention):
         return found.flatten(1)
 
 
-def plan(spans: Spans) -> Varlen:
-    """Take the offsets."""
-    offsets = spans.offsets
-    lengths = np.diff(offsets)
-    return Varlen(torch.from_numpy(offsets.astype(np.int32)), int(lengths.max()), causal(lengths))
+plan = Varlen.of
