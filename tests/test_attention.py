@@ -138,6 +138,19 @@ def test_flash_is_given_offsets_and_gives_what_attention_is(
     assert seen["max_length_q"] == 30
 
 
+@pytest.mark.parametrize("kernel", ["dense", "flex"])
+def test_a_mask_follows_to_the_next_device_as_layers_of_a_split_model_need_it(kernel: str) -> None:
+    size, there = np.array([5, 130, 12]), torch.device("meta")
+    made = KERNELS[kernel].plan(Spans(np.cumsum(size) - size, size, 1, 147, (None, 7))).made().to(there)
+    for window in (None, 7):
+        mask = made.masks[window]
+        tensors = [mask] if kernel == "dense" else [mask.kv_indices, mask.full_kv_indices, made.numbers]
+        assert {tensor.device for tensor in tensors} == {there}
+    if kernel == "flex":
+        at = torch.zeros(1, dtype=torch.int64, device=there)
+        assert made.masks[7].mask_mod(at, at, at, at).device == there
+
+
 def test_what_a_machine_or_type_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     assert kernel_of(AUTO, CPU, torch.float32) is segments

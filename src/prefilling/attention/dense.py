@@ -57,7 +57,8 @@ class Dense(Attention):
 
     def to(self, device: torch.device) -> Dense:
         """A copy on the device; transfers do not wait."""
-        return replace(self, numbers=self.numbers.to(device, non_blocking=True))
+        masks = {window: mask.to(device, non_blocking=True) for window, mask in self.masks.items()}
+        return replace(self, numbers=self.numbers.to(device, non_blocking=True), masks=masks)
 
     def made(self) -> Dense:
         """With its masks."""

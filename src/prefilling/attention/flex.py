@@ -93,7 +93,8 @@ class Flex(Attention):
     def to(self, device: torch.device) -> Flex:
         """A copy on the device; transfers do not wait."""
         blocks = {window: each.to(device) for window, each in self.blocks.items()}
-        return replace(self, numbers=self.numbers.to(device, non_blocking=True), blocks=blocks)
+        moved = replace(self, numbers=self.numbers.to(device, non_blocking=True), blocks=blocks, masks={})
+        return moved.made() if self.masks else moved  # a mask looks at the numbers on its own device
 
     def made(self) -> Flex:
         """With torch's own block masks."""
