@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from src.cli import UserError
 from src.config import CHOICES, Config
+from src.measure.compiling import Compiled
 from src.measure.invariance import invariance
 from src.measure.verify import verify
 from src.prefilling.attention import dense, flash, flex, segments, varlen
@@ -306,3 +307,12 @@ def test_a_method_with_a_kernel_is_the_method_with_another_name() -> None:
     found = method_of("prepacking+dense")
     assert (found.name, found.attention, found.rows) == ("prepacking+dense", "dense", "bin")
     assert method_of("no-such").rows == "prompt"
+
+
+def test_what_is_compiled_while_batches_are_served_is_recorded(
+    measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    so_far = iter([Compiled(0, 0), Compiled(2, 1), Compiled(2, 1), Compiled(3, 2), Compiled(7, 5)])
+    monkeypatch.setattr(Compiled, "now", classmethod(lambda _: next(so_far)))
+    (record,) = measure("method=padding-free", "arrivals=poisson", "rate=400", "metric=ttft")
+    assert (record.row.compile_s, record.row.recompiled_timed) == (7, 3)

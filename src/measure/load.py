@@ -21,6 +21,7 @@ from ..queueing.waits import waits_of
 from ..records import store
 from ..records.row import Row
 from .batch import timed_batch
+from .compiling import Compiled
 from .memory import PeakMemory
 from .outcome import Outcome, Pass, Run, status_of
 from .plan import Plan, shape_of
@@ -43,10 +44,14 @@ def serve(run: Run, counters: Counters) -> None:
             memory.reset()
             gc.disable()
             try:
+                compiled = Compiled.now()
                 _warm_up(plan, outcome, timer)
+                warm = Compiled.now()
+                outcome.compiled += warm - compiled
                 before, start_s = CpuTimes.now(), time.perf_counter()
                 samples = _serve(plan, outcome, timer)
                 end_s, cpu = time.perf_counter(), CpuUse.since(before)
+                outcome.compiled_timed = Compiled.now() - warm
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
                 outcome.fail(*status_of(error))
                 continue

@@ -157,6 +157,7 @@ def _invariance(outcome: Outcome) -> dict[str, Any]:
 def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: bool | None) -> Row:
     plan, method = run.plan, outcome.method
     c, prompts = plan.config, plan.prompts
+    compiled = outcome.compiled + outcome.compiled_timed
     row = replace(
         identity(run, outcome),
         status=outcome.status,
@@ -167,8 +168,8 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         attention=outcome.attention,
         attention_kernel=outcome.kernel,
         attention_share=outcome.attention_share,
-        compile_s=(outcome.compiled + outcome.compiled_timed).seconds or None,
-        recompiled_timed=outcome.compiled_timed.graphs if (outcome.compiled + outcome.compiled_timed).graphs else None,
+        compile_s=compiled.seconds or None,
+        recompiled_timed=outcome.compiled_timed.graphs if compiled.graphs else None,
         **_invariance(outcome),
         ideal_attention_kernel=run.ideal.kernel if run.ideal else None,
         num_batches=len(outcome.batches),

@@ -182,7 +182,7 @@ def _time(run: Run, counters: Counters) -> None:
                     outcome.reshuffled = reshuffled(drawn.method, drawn.batches, drawn.bins, c.batch_size, seed)
                 memory.reset()
                 gc.disable()
-                before, start, compiled = CpuTimes.now(), time.perf_counter(), Compiled.now()
+                compiled, before, start = Compiled.now(), CpuTimes.now(), time.perf_counter()
                 try:
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
@@ -191,12 +191,12 @@ def _time(run: Run, counters: Counters) -> None:
                     continue
                 finally:
                     gc.enable()
+                end, cpu = time.perf_counter(), CpuUse.since(before)
                 compiled = Compiled.now() - compiled
                 if repeat < 0:
                     outcome.compiled += compiled
                 else:
                     outcome.compiled_timed += compiled
-                    end, cpu = time.perf_counter(), CpuUse.since(before)
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
         for outcome in run.outcomes:
             outcome.reshuffled = None

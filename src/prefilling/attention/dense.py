@@ -53,7 +53,6 @@ class Dense(Attention):
     windows: tuple[int | None, ...]
     pairs: int
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-    kernel: str = NAME
 
     def to(self, device: torch.device) -> Dense:
         """A copy on the device; transfers do not wait."""

@@ -33,8 +33,6 @@ def missing(device: torch.device, dtype: torch.dtype) -> str | None:
 class Flash(ByOffsets):
     """Offsets, as the package takes them."""
 
-    kernel: str = NAME
-
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
     ) -> torch.Tensor:

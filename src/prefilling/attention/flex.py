@@ -88,7 +88,6 @@ class Flex(Attention):
     blocks: dict[int | None, Blocks]
     pairs: int
     masks: dict[int | None, Any] = field(default_factory=dict)
-    kernel: str = NAME
 
     def to(self, device: torch.device) -> Flex:
         """A copy on the device; transfers do not wait."""

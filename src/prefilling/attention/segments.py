@@ -101,7 +101,6 @@ class Segments(Attention):
 
     groups: list[Group]
     pairs: int
-    kernel: str = NAME
     spare_rows: int = 1
 
     def to(self, device: torch.device) -> Segments:

@@ -56,13 +56,11 @@ class Attention(ABC):
     """Segments made ready for one kernel.
 
     Attributes:
-        kernel: its name.
         pairs: query-key pairs that it computes in a head of a layer without a window; kernels that leave out what
             lies above the diagonal by blocks are counted as if they did so by pairs.
         spare_rows: how many rows the line needs behind its tokens.
     """
 
-    kernel: str
     pairs: int
     spare_rows: int = 0
 

@@ -28,8 +28,6 @@ def missing(device: torch.device, dtype: torch.dtype) -> str | None:
 class Varlen(ByOffsets):
     """Offsets, as torch's kernel takes them."""
 
-    kernel: str = NAME
-
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
     ) -> torch.Tensor:
