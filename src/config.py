@@ -50,7 +50,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sample": ("own", "authors"),
     "packing": ("ffd", "binpacking", "optimal"),
     "forward": ("fused", "compiled", "graphs", "transformers"),
-    "attention": ("auto", "segments", "dense", "varlen", "flex", "flash"),
+    "attention": ("auto", "segments", "native", "dense", "varlen", "flex", "flash"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "loadbit": ("none", "4", "8"),
     "model.weights": ("auto", "hub", "package", "random"),

@@ -20,7 +20,8 @@ from src.config import CHOICES, Config
 from src.measure.compiling import Compiled
 from src.measure.invariance import invariance
 from src.measure.verify import verify
-from src.prefilling.attention import dense, flash, flex, segments, varlen
+from src.prefilling import cpp
+from src.prefilling.attention import dense, flash, flex, native, segments, varlen
 from src.prefilling.attention.kernels import AUTO, KERNELS, kernel_of
 from src.prefilling.attention.spans import Spans, causal, windows_of
 from src.prefilling.cache import new_cache
@@ -154,12 +155,14 @@ def test_a_mask_follows_to_the_next_device_as_layers_of_a_split_model_need_it(ke
 
 def test_what_a_machine_or_type_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    assert kernel_of(AUTO, CPU, torch.float32) is segments
+    assert kernel_of(AUTO, CPU, torch.float32) is (segments if cpp.missing() else native)
     assert kernel_of(AUTO, cuda, torch.bfloat16) is varlen
     assert kernel_of(AUTO, cuda, torch.float32) is segments
     for wanted, device, dtype, problem in (
         ("varlen", CPU, torch.bfloat16, "runs on CUDA alone"),
         ("varlen", cuda, torch.float32, "has no float32"),
+        ("native", cuda, torch.bfloat16, "this kernel is for CPUs"),
+        ("native", CPU, torch.float16, "this kernel has no float16"),
         ("flash", CPU, torch.bfloat16, "runs on CUDA alone"),
         ("flash", cuda, torch.float32, "has no float32"),
         ("flash", cuda, torch.bfloat16, "no FlashAttention package is installed; pip install flash-attn"),
@@ -202,7 +205,7 @@ def test_kernels_are_measured_side_by_side_and_one_that_is_missing_is_skipped(
 
 
 @pytest.mark.parametrize(("setting", "problem"), [
-    ("methods=[padding-free+fast]", "methods: unknown 'fast'; choose one of segments, dense, varlen, flex, flash"),
+    ("methods=[padding-free+fast]", "methods: unknown 'fast'; choose one of segments, native, dense, varlen, "),
     ("methods=[padfree+dense]", "methods: unknown 'padfree'"),
     ("method=vllm+dense", "method: vllm attends by a kernel of its own choice; leave out +dense"),
     ("attention=fast", "attention: unknown 'fast'"),

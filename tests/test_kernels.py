@@ -15,7 +15,9 @@ from src.measure import kernels, runner
 from src.measure.kernels import fastest, ideals, kernels_in, kernels_of
 from src.measure.plan import prepare
 from src.measure.timer import NoTimer
-from src.prefilling.modern import Ideal
+from src.prefilling import cpp
+from src.prefilling.ideal import FusedIdeal, Ideal
+from src.prefilling.method import PrefillOptions
 from src.records.store import Record
 from src.report.words import notes
 
@@ -70,8 +72,10 @@ def test_the_kernel_of_each_method_on_a_cpu(how: list[str], measure: Callable[..
     modern = "protocol=paper" not in how
     methods = ["full-batching", "length-ordered", "prepacking", "dataset-prepacking", *["padding-free"] * modern]
     rows = [r.row for r in measure(f"methods=[{','.join(methods)}]", "repeats=1", f"ideal={str(modern).lower()}", *how)]
-    assert [row.attention_kernel for row in rows] == ["flash (CPU)"] * len(methods)
-    assert {row.ideal_attention_kernel for row in rows} == {"flash (CPU)" if modern else None}
+    ours = "C++ (CPU)" if modern and cpp.missing() is None else "flash (CPU)"
+    assert [row.attention_kernel for row in rows] == [ours] * len(methods)
+    # The ideal is the faster of the model's own forward and, where the methods use it, ours.
+    assert {row.ideal_attention_kernel for row in rows} <= ({"flash (CPU)", ours} if modern else {None})
 
 
 def test_a_serving_engines_thread_is_seen_too(measure: Callable[..., list[Record]]) -> None:
@@ -117,8 +121,7 @@ def test_the_ideal_is_the_fastest_of_those_that_can() -> None:
 @pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, "segments"])
 def test_the_ideal_computes_the_same_by_every_kernel(kernel: Any) -> None:
     model, prompts = tiny_model(), draw_prompts([7, 3, 5])
-    assert [engine.attention for engine in ideals(model)] == ["no mask, SDPA"]  # on a CPU there is one
-    wanted = ideals(model)[0].prefill(prompts, NoTimer())
+    wanted = Ideal(model).prefill(prompts, NoTimer())
     engine = Ideal(model, kernel)
     found = engine.prefill(prompts, NoTimer())
     assert torch.allclose(found.logits, wanted.logits, atol=1e-5)
@@ -127,13 +130,25 @@ def test_the_ideal_computes_the_same_by_every_kernel(kernel: Any) -> None:
     assert kernels_of(lambda: engine.prefill(prompts, NoTimer()), CPU)[0] == word
 
 
+@pytest.mark.parametrize("forward", ["fused", "transformers"])
+def test_the_ideal_is_by_the_models_own_forward_and_by_ours_where_the_methods_use_that(forward: str) -> None:
+    model, prompts = tiny_model(), draw_prompts([7, 3, 5])
+    found = ideals(model, PrefillOptions(forward=forward, attention="dense", metric="ttft"))
+    assert [type(engine) for engine in found] == ([Ideal] if forward == "transformers" else [Ideal, FusedIdeal])
+    done = [engine.prefill(prompts, NoTimer()) for engine in found]
+    assert torch.allclose(done[-1].logits, done[0].logits, atol=1e-5)
+    assert {each.computed_tokens for each in done} == {15}
+    assert all(each.first_tokens is None for each in done)
+    assert "dense" not in found[-1].attention  # it takes the best kernel, whatever the methods are given
+
+
 def test_a_row_says_where_its_kernel_is_not_the_ideals(
     monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(kernels, "ideals", lambda model: [Ideal(model, SDPBackend.MATH)])
+    monkeypatch.setattr(kernels, "ideals", lambda model, _: [Ideal(model, SDPBackend.MATH)])
     plan = prepare(tiny_config("method=full-batching", "ideal=true", "repeats=1"))
     (record,) = runner.measure(plan)
-    said = "its attention ran on flash (CPU), the ideal's on math"
+    said = f"its attention ran on {'flash (CPU)' if cpp.missing() else 'C++ (CPU)'}, the ideal's on math"
     assert said in str(record.row.notes).split("; ")
     assert notes([record.row])[-1] == f"note: full-batching: {said}"
     assert record.row.fraction_of_ideal is not None

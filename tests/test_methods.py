@@ -224,7 +224,7 @@ def break_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("protocol", ["paper", "modern"])
 def test_verification_finds_what_is_wrong(sabotage: Any, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = MODELS["llama"], draw_prompts([9, 4, 3, 2, 8])
-    engine = make_engine(model, METHODS["prepacking"], PrefillOptions(protocol=protocol))
+    engine = make_engine(model, METHODS["prepacking"], PrefillOptions(protocol=protocol, attention="segments"))
     assert verify(model, [(batch, None)], engine, "none").problem is None
     sabotage(monkeypatch)
     assert "differ from the prompt run alone" in verify(model, [(batch, None)], engine, "none").problem
@@ -288,7 +288,7 @@ def test_nothing_as_large_as_a_mask_is_ever_made(monkeypatch: pytest.MonkeyPatch
     prompts = draw_prompts([60, 40, 3, 2])
     for family, window in (("llama", 0), ("mistral", FAMILIES["mistral"]["sliding_window"])):
         for forward in ("fused", "transformers"):
-            carry(MODELS[family], prompts, "padding-free", forward=forward)
+            carry(MODELS[family], prompts, "padding-free", forward=forward, attention="segments")
         assert max(seen) <= window * 2 * window
         seen.clear()
 

@@ -27,12 +27,13 @@ from src.measure.verify import verify
 from src.prefilling import continuous_batching as serving
 from src.prefilling import modern, passes
 from src.prefilling.attention import flash, flex
+from src.prefilling.attention.kernels import KERNELS
 from src.prefilling.engines import make_engine
+from src.prefilling.ideal import Ideal
 from src.prefilling.library import prefill
 from src.prefilling.method import PrefillOptions
 from src.prefilling.methods import METHODS
 from src.prefilling.models import ATTENTION, random_model
-from src.prefilling.modern import Ideal
 from src.prefilling.split import skeleton
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built for CUDA, this one is for CPUs")
@@ -198,9 +199,9 @@ def test_the_ideal_by_every_kernel(kernel: str | None, fake: FakeTensorMode) -> 
     assert on_gpu(done.cache)
     assert done.logits is not None
     assert done.logits.device == GPU
-    assert [engine.attention for engine in ideals(model)] == [
+    assert [engine.attention for engine in ideals(model, PrefillOptions())] == [
         "no mask, SDPA", "no mask, FLASH_ATTENTION", "no mask, CUDNN_ATTENTION", "no mask, EFFICIENT_ATTENTION",
-        "no mask, varlen",
+        "no mask, varlen", f"no mask, fused forward, {KERNELS['varlen'].WORDS}",
     ]  # fmt: skip
 
 

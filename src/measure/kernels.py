@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 
 from ..cli import warn
 from ..prefilling.attention.kernels import pick_kernel
+from ..prefilling.attention.native import OPERATOR
 from ..prefilling.attention.spans import SPAN
-from ..prefilling.method import TokenIds
-from ..prefilling.modern import Ideal
+from ..prefilling.ideal import FusedIdeal, Ideal
+from ..prefilling.method import PrefillOptions, TokenIds
+from ..prefilling.supported import unfit
 from .timer import PhaseTimer
 
 # Kernels on a GPU by a part of their names, the more specific first.
@@ -34,6 +36,7 @@ DEVICE_KERNELS = (
 )
 FLASH = "FlashAttention"  # the operator does not say which version
 OPERATORS = {
+    OPERATOR: "C++ (CPU)",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash (CPU)",
     "aten::_scaled_dot_product_flash_attention": FLASH,
     "aten::_flash_attention_forward": FLASH,
@@ -96,7 +99,10 @@ def _on_host(event: Any) -> bool:
     return bool(event.device_type == torch.autograd.DeviceType.CPU)
 
 
-def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], *devices: torch.device) -> Ideal:
+AnyIdeal = Ideal | FusedIdeal
+
+
+def fastest(engines: Sequence[AnyIdeal], prompts: Sequence[TokenIds], *devices: torch.device) -> AnyIdeal:
     """The engine that prefills a batch fastest; those that cannot are left out, and of one there is nothing to try."""
     if len(engines) == 1:
         return engines[0]
@@ -117,10 +123,15 @@ def fastest(engines: Sequence[Ideal], prompts: Sequence[TokenIds], *devices: tor
     return engines[min(taken)[1]] if taken else engines[0]
 
 
-def ideals(model: PreTrainedModel) -> list[Ideal]:
-    """The ideal with each kernel that there may be, torch's own choice first; on a CPU there is one."""
+def ideals(model: PreTrainedModel, options: PrefillOptions) -> list[AnyIdeal]:
+    """The ideal by the model's own forward with each kernel that there may be, torch's own choice first; and by ours.
+
+    Ours only where the methods use it: it holds weights a second time on CPUs.
+    """
+    split, fits = getattr(model, "hf_device_map", None), unfit(model.config, options.forward) is None
+    ours = [FusedIdeal(model, options)] if options.forward != "transformers" and fits and not split else []
     if model.device.type != "cuda":
-        return [Ideal(model)]
+        return [Ideal(model), *ours]
     pinned = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    varlen = pick_kernel(model.device, model.dtype) == "varlen" and not getattr(model, "hf_device_map", None)
-    return [Ideal(model), *(Ideal(model, backend) for backend in pinned), *([Ideal(model, "varlen")] if varlen else [])]
+    varlen = [Ideal(model, "varlen")] if pick_kernel(model.device, model.dtype) == "varlen" and not split else []
+    return [Ideal(model), *(Ideal(model, backend) for backend in pinned), *varlen, *ours]

@@ -50,6 +50,7 @@ class Outcome:
     assignment: Assignment
     engine: Engine | None = None  # while a comparison runs
     attention: str | None = None
+    elementwise: str | None = None  # what norms and rotary positions run on
     kernel: str | None = None  # of attention, as one profiled pass showed it
     attention_share: float | None = None  # of the time of that pass
     compiled: Compiled = field(default_factory=Compiled)  # before the timed passes

@@ -166,6 +166,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         left_out_prompts=prompts.left_out,
         tokenizer=prompts.tokenizer.name if prompts.tokenizer else None,
         attention=outcome.attention,
+        passes=outcome.elementwise,
         attention_kernel=outcome.kernel,
         attention_share=outcome.attention_share,
         compile_s=compiled.seconds or None,
@@ -250,8 +251,8 @@ def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64]) -> None:
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
     for phase in PHASES:
         spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]
-        if spans[0] is not None:
-            setattr(row, f"{phase}_s_mean", float(np.mean(spans)))
+        if any(span is not None for span in spans):  # a batch without it, computed at once for example, spent nothing
+            setattr(row, f"{phase}_s_mean", float(np.mean([span or 0.0 for span in spans])))
 
 
 def add_speedup(row: Row, base: NDArray[np.float64], own: NDArray[np.float64], same_batches: bool) -> None:

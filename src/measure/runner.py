@@ -89,7 +89,7 @@ def _carry_out(run: Run, counters: Counters) -> None:
     run.split = split.in_words(model)
     if run.ideal:
         largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
-        run.ideal.engine = kernels.fastest(kernels.ideals(model), plan.token_ids(largest), *plan.devices)
+        run.ideal.engine = kernels.fastest(kernels.ideals(model, plan.options), plan.token_ids(largest), *plan.devices)
     try:
         _verify(run, model)
         if plan.arrivals_s is None:
@@ -120,6 +120,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
         try:
             outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
+            outcome.elementwise = getattr(outcome.engine, "elementwise", None)
             if outcome.method.apart:  # its weights are its own: nothing to compare with
                 continue
             if not outcome.method.serves:

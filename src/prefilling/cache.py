@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
 from .layout import Layout
@@ -31,17 +32,24 @@ class CacheWriter:
     NaN, which a mask does not stop).
 
     Args:
-        k, longest: prompts of the batch, tokens of the longest.
+        lengths: int64 [k], tokens of each prompt of the batch.
         layers, kv_heads, head_dim: of the model.
         laps: called with ``forward`` before and ``unpack`` after each scatter.
     """
 
     def __init__(
-        self, k: int, longest: int, layers: int, kv_heads: int, head_dim: int, laps: Callable[[str], object]
+        self,
+        lengths: NDArray[np.int64],
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        laps: Callable[[str], object],
     ) -> None:
-        self._shape = (k, longest, 2, kv_heads, head_dim)
+        self._lengths = lengths
+        self._shape = (len(lengths), int(lengths.max()), 2, kv_heads, head_dim)
         self._lines: list[torch.Tensor | None] = [None] * layers
         self._laps = laps
+        self._pads: torch.Tensor | None = None  # int64, places of what is padding, where they are needed
         self.places: torch.Tensor | None = None  # int64 [tokens of the running forward]; None: rows as they are
 
     @property
@@ -57,10 +65,23 @@ class CacheWriter:
         self._laps("forward")
         line = self._lines[layer]
         if line is None:
-            line = self._lines[layer] = _zeros(self.spare + 1, kv)
+            line = self._lines[layer] = self._padded(kv)
         places = self.places.to(kv.device)  # layers of a model that is split are on several devices
         _scatter(line, places, kv)
         self._laps("unpack")
+
+    def _padded(self, like: torch.Tensor) -> torch.Tensor:
+        """A line for one layer, zeros wherever no token will come.
+
+        On a CPU, where at least half of it will be written, it is memory that the C library may have at hand; else
+        pages that come to be when they are written.
+        """
+        if like.device.type == "cpu" and 2 * int(self._lengths.sum()) >= self.spare:
+            if self._pads is None:
+                pads = np.arange(self._shape[1]) < self._shape[1] - self._lengths[:, None]
+                self._pads = torch.from_numpy(np.append(np.flatnonzero(pads), self.spare))
+            return like.new_empty(self.spare + 1, like.shape[1]).index_fill_(0, self._pads, 0)
+        return _zeros(self.spare + 1, like)
 
     def cache(self) -> DynamicCache:
         """The batch's cache: per layer keys and values [k, kv_heads, longest, head_dim], views of what was written."""

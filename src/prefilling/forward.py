@@ -134,7 +134,7 @@ class FusedForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self._scale = self.head_dim**-0.5
         self._window = windows_of(config)[0]  # of all layers: the fused forward serves no mixed ones
-        self._passes = passes.PLAIN
+        self._passes = passes.fastest(model.device, model.dtype)
         self._layers = []
         for layer in decoder.layers:
             own, mlp = layer.self_attn, layer.mlp
@@ -156,6 +156,11 @@ class FusedForward:
     def computed_tokens(self, tokens: int) -> int:
         """Token positions that pass through the model for a line of so many."""
         return tokens
+
+    @property
+    def elementwise(self) -> str:
+        """What norms and rotary positions run on."""
+        return self._passes.name
 
     @property
     def num_layers(self) -> int:

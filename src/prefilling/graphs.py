@@ -92,6 +92,7 @@ class GraphForward:
     def __init__(self, fused: FusedForward, capture: Callable[[Callable[[], None]], Callable[[], object]]) -> None:
         self._fused, self._capture = fused, capture
         self._captured: dict[Bucket, Captured] = {}
+        self.elementwise = fused.elementwise
         self.kv_heads, self.head_dim, self.num_layers = fused.kv_heads, fused.head_dim, fused.num_layers
 
     def computed_tokens(self, tokens: int) -> int:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from ..cli import UserError
-from .attention.kernels import KERNELS, kernel_of
+from .attention.kernels import kernel_of
 from .attention.spans import Attention, Spans, windows_of
-from .attention.within import within
-from .cache import CacheWriter, new_cache
+from .cache import CacheWriter
 from .forward import FusedForward, OwnForward
 from .graphs import GraphForward, cuda_graph
 from .layout import Layout, packed, right_padded
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
+
+# On a CPU a batch is computed by parts of so many tokens at most, unless it is to be computed at once: what a layer
+# hands to the next stays in the caches, and memory for it is taken from the system once, not in each layer.
+CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Chunk:
 class Modern:
     """One attention kernel for all, logits at last positions only, every prompt's KV in a padded cache.
 
+    ``elementwise`` says what norms and rotary positions run on; None for a forward of transformers.
+
     Padded methods leave it right-padded, as their rows are, with one exception: generation counts a sliding window in
     columns of the cache, so that a window needs left padding. Methods that pack always unpack into left padding.
 
@@ -71,6 +73,7 @@ class Modern:
         self._model, self._method, self._options = model, method, options
         self._forward = _forward(model, options.forward)
         self._kernel = kernel_of(method.attention or options.attention, model.device, model.dtype)
+        self.elementwise = getattr(self._forward, "elementwise", None)
         self.attention = ("" if method.packs else "right-padded, ") + self._kernel.WORDS
         self._windows = windows_of(model.config)
         self._scatters = left_padded or method.packs or self._windows != (None,)
@@ -82,8 +85,8 @@ class Modern:
     def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
         """One batch, as ``Engine.prefill`` says."""
         lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        k, longest, forward = len(prompts), int(lengths.max()), self._forward
-        writer = CacheWriter(k, longest, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
+        longest, forward = int(lengths.max()), self._forward
+        writer = CacheWriter(lengths, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
         layouts = self._layouts(prompts, lengths, bins)
         scatters = self._scatters or len(layouts) > 1  # parts of a padded batch are scattered into one cache, too
         spare = writer.spare if scatters else None
@@ -125,6 +128,8 @@ class Modern:
     ) -> list[tuple[Layout, np.ndarray]]:
         """What is computed at once, each with the numbers of its prompts: all, or rows within the token budget."""
         longest, limit = int(lengths.max()), self._options.max_tokens
+        if limit is not None and self._model.device.type == "cpu":
+            limit = min(limit, CPU_TOKENS)
         if self._method.rows == "batch":
             parts = [[row] for row in _within(limit, lengths.tolist())]
         else:
@@ -194,51 +199,3 @@ def _within(limit: int | None, tokens: Sequence[int]) -> Bins:
         parts[-1].append(number)
         held += length
     return parts
-
-
-class Ideal:
-    """What could be hoped for: the model's own dense forward over as many useful tokens, in prompts of equal length.
-
-    The tokens of a batch as k prompts of ceil(L / k), without padding or mask, logits at their last positions.
-
-    Args:
-        kernel: of attention: a backend of torch's, ``varlen`` for the variable-length kernel, None for torch's choice.
-    """
-
-    def __init__(self, model: PreTrainedModel, kernel: SDPBackend | str | None = None) -> None:
-        self._model, self._kernel = model, kernel
-        self.attention = f"no mask, {'SDPA' if kernel is None else kernel if isinstance(kernel, str) else kernel.name}"
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
-        """One batch of equal prompts, as ``Engine.prefill`` says."""
-        k, useful = len(prompts), np.concatenate(prompts)
-        width = -(-len(useful) // k)
-        rows = torch.from_numpy(np.resize(useful, (k, width)))
-        t.lap("plan")
-        rows = rows.to(self._model.device)
-        t.lap("transfer")
-        cache = new_cache()
-        with self._attention(k, width) as options:
-            hidden = self._model.get_decoder()(
-                input_ids=rows, past_key_values=cache, use_cache=True, **options
-            ).last_hidden_state
-        logits = self._model.get_output_embeddings()(hidden[:, -1])
-        t.lap("forward")
-        return Prefilled(cache, None, logits, None, rows.numel(), k)
-
-    @contextlib.contextmanager
-    def _attention(self, k: int, width: int) -> Iterator[dict[str, Any]]:
-        """Pins the kernel, and gives what the decoder has to be called with for it."""
-        if self._kernel is None:
-            yield {}
-        elif isinstance(self._kernel, str):
-            spans = Spans(np.arange(k) * width, np.full(k, width), k, width, windows_of(self._model.config))
-            with within(self._model):
-                yield {"segments": KERNELS[self._kernel].plan(spans).to(self._model.device)}
-        else:
-            with sdpa_kernel(self._kernel):
-                yield {}

@@ -1,7 +1,7 @@
-"""What the fused forward does element by element: norms, rotary positions, gates, residuals. Plain, or compiled.
+"""What the fused forward does element by element: norms, rotary positions, gates, residuals. Plain, native or compiled.
 
-On a GPU each plain operation is a kernel of its own that reads and writes memory; compiled, a pass is one. The first
-call compiles it, for lines of any length.
+Each plain operation is a kernel of its own that reads and writes memory. On a GPU torch's compiler makes one of a pass,
+at its first call, for lines of any length; on a CPU norms and rotary positions are kernels in C++, if there are some.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from . import cpp
+
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of a forward, as functions."""
+    """The passes of a forward, as functions, and what they are, in a word."""
 
+    name: str
     rms: Callable[..., torch.Tensor]
     add_rms: Callable[..., torch.Tensor]
     gated: Callable[..., torch.Tensor]
@@ -50,11 +53,28 @@ def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     second.copy_(turned)
 
 
-PLAIN = Passes(rms, add_rms, gated, rotate)
+PLAIN = Passes("torch", rms, add_rms, gated, rotate)
+
+
+def _native_rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Of whole rows; those of single heads lie apart and are left to torch."""
+    return cpp.rms(x, weight, eps) if x.dim() == 2 and weight.dtype == x.dtype else rms(x, weight, eps)
+
+
+def _native_add_rms(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return cpp.rms(x, weight, eps, y) if weight.dtype == x.dtype else add_rms(x, y, weight, eps)
+
+
+NATIVE = Passes("C++", _native_rms, _native_add_rms, gated, cpp.rotate)
+
+
+def fastest(device: torch.device, dtype: torch.dtype) -> Passes:
+    """The passes for a model of this type there."""
+    return NATIVE if device.type == "cpu" and dtype in cpp.TYPES and cpp.missing() is None else PLAIN
 
 
 @functools.cache
 def compiled() -> Passes:
     """The same, compiled at their first call."""
     made: list[Any] = [torch.compile(each, dynamic=True) for each in (rms, add_rms, gated, rotate)]
-    return Passes(*made)
+    return Passes("compiled", *made)

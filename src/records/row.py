@@ -66,6 +66,9 @@ class Row:
     attention_asked: str | None = _way("attention kernel that was asked for; none: what auto takes")
     max_tokens_per_forward: int | None = _way("a batch of more tokens is computed by parts; none: it never is")
     attention: str | None = _origin("how attention is kept within prompts, and how rows are padded")
+    passes: str | None = _origin(
+        "what norms and rotary positions of the fused forward ran on: torch, compiled, or C++; none: another forward"
+    )
     attention_kernel: str | None = _origin("attention kernels that ran, as one profiled pass showed them; none: unseen")
     attention_share: float | None = _figure("share of that pass's time that attention took")
     attention_pairs_ratio: float | None = _figure("query-key pairs that attention computed over those that are needed")
@@ -143,7 +146,9 @@ class Row:
     speedup_over_length_ordered_ci_high: float | None = _figure("the same, upper end")
     noise_floor: float | None = _setting("difference from 1 that does not count as faster or slower; 0.01 is 1 %")
     intervals_rest_on_few: bool | None = _figure("fewer than 5 batches (offline methods: repeats) behind the intervals")
-    fraction_of_ideal: float | None = _figure("time of a dense forward of as many useful tokens over this method's")
+    fraction_of_ideal: float | None = _figure(
+        "time of the fastest dense forward at hand of as many useful tokens over this method's"
+    )
     fraction_of_ideal_ci_low: float | None = _figure("95 % interval of the fraction of ideal, lower end")
     fraction_of_ideal_ci_high: float | None = _figure("the same, upper end")
     outlier_samples: int | None = _figure("samples over 3 scaled MADs from their batch's median; needs 3 repeats")

@@ -13,7 +13,7 @@ from . import files, parse
 from .forms import LONGEST_PROMPT, MOST_OF_A_FILE
 
 FOLDER = Path(__file__).parent / "length_profiles"
-MADE_UP = ("equal", "one-long", "uniform-800")  # shipped profiles whose lengths are those of no real dataset
+MADE_UP = ("equal", "one-long", "two-lengths", "uniform-800")  # shipped, with lengths of no real dataset
 
 
 def shipped() -> list[str]:

@@ -7,15 +7,15 @@ from types import ModuleType
 import torch
 
 from ...cli import UserError
-from . import dense, flash, flex, segments, varlen
+from . import dense, flash, flex, native, segments, varlen
 
 AUTO = "auto"
-KERNELS: dict[str, ModuleType] = {module.NAME: module for module in (segments, dense, varlen, flex, flash)}
+KERNELS: dict[str, ModuleType] = {module.NAME: module for module in (segments, native, dense, varlen, flex, flash)}
 
 
 def pick_kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """What ``auto`` is: the variable-length kernel where it runs (CUDA, half precision), else segments."""
-    return segments.NAME if varlen.missing(device, dtype) else varlen.NAME
+    """What ``auto`` is: the first of these that serves: varlen (CUDA, half precision), native (CPUs), segments."""
+    return next(kernel.NAME for kernel in (varlen, native, segments) if kernel.missing(device, dtype) is None)
 
 
 def kernel_of(wanted: str, device: torch.device, dtype: torch.dtype) -> ModuleType:

@@ -13,7 +13,7 @@ from torch.autograd import profiler
 from transformers import PretrainedConfig
 
 Ints = NDArray[np.int64]
-SPAN = "attention of a layer"  # its name in a profile
+SPAN, SPAN_OF_TORCH = "attention of a layer", "operators of torch"  # names in a profile
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,12 @@ class Attention(ABC):
         pairs: query-key pairs that it computes in a head of a layer without a window; kernels that leave out what
             lies above the diagonal by blocks are counted as if they did so by pairs.
         spare_rows: how many rows the line needs behind its tokens.
+        operator: the name of a kernel in a profile that is none of torch's operators.
     """
 
     pairs: int
     spare_rows: int = 0
+    operator: str | None = None
 
     @abstractmethod
     def to(self, device: torch.device) -> Attention:
@@ -94,7 +96,7 @@ class Attention(ABC):
         """
         if not profiler._is_profiler_enabled:
             return self._attend(qkv, heads, kv_heads, scale, out, window)
-        with profiler.record_function(SPAN):
+        with profiler.record_function(SPAN), profiler.record_function(self.operator or SPAN_OF_TORCH):
             return self._attend(qkv, heads, kv_heads, scale, out, window)
 
     @abstractmethod

@@ -1,0 +1,185 @@
+"""The kernels of ``kernels.cpp``: compiled for this processor at first use, kept in the user's cache.
+
+A function takes pointers and is loaded as a plain library, so that no header of torch's is needed: compiling takes a
+second or two, once for each compiler, processor and version of the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+COMPILE_S = 120.0  # more than any compiler needs
+NO_KERNELS = "PREPACK_BENCH_NO_CPP"  # set in the environment, they are not used
+seconds = 0.0  # this process has spent on compiling
+
+
+class _Missing(Exception):
+    """Why there are no such kernels."""
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why there are no such kernels here; None where there are. The first call may compile them."""
+    try:
+        _library()
+    except _Missing as error:
+        return str(error)
+    return None
+
+
+def attend(
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    blocks: NDArray[np.int32],
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Causal attention within segments, into ``out``.
+
+    Args:
+        qkv: [tokens, heads + 2 * kv_heads, head_dim], contiguous, of a type in ``TYPES``, as ``out`` is.
+        out: [tokens, heads * head_dim], contiguous.
+        blocks: [blocks, 3], contiguous: the first token of a segment, where in it queries begin, and how many there
+            are, at most ``queries_of_a_block``; they are taken up in this order by the threads that are free.
+        window: a query sees this many keys at most, itself included.
+    """
+    _of("attend", qkv)(
+        _at(qkv), _at(out), blocks.ctypes.data, len(blocks), heads, kv_heads, qkv.shape[2], scale, window or 0
+    )  # fmt: skip
+
+
+def rms(x: torch.Tensor, weight: torch.Tensor, eps: float, y: torch.Tensor | None = None) -> torch.Tensor:
+    """RMS norm over the columns of ``x`` [rows, columns], contiguous; with ``y``, that is added to ``x`` before."""
+    out = torch.empty_like(x)
+    rows, columns = x.shape
+    _of("rms", x)(_at(x), None if y is None else _at(y), _at(weight), _at(out), rows, columns, x.stride(0), eps)
+    return out
+
+
+def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotary positions in place: qk [n, heads, head_dim], heads side by side; cos, sin [n, 1, head_dim / 2]."""
+    rows, heads, dim = qk.shape
+    _of("rotate", qk)(_at(qk), _at(cos), _at(sin), rows, qk.stride(0), heads, dim // 2, cos.stride(0))
+
+
+@functools.cache
+def queries_of_a_block() -> int:
+    """How many queries of a segment are attended at once: what the processor's registers hold."""
+    return int(_library().queries_of_a_block())
+
+
+def _at(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr()
+
+
+def _of(name: str, tensor: torch.Tensor) -> ctypes._NamedFuncPointer:
+    return _functions()[name, tensor.dtype]
+
+
+@functools.cache
+def _functions() -> dict[tuple[str, torch.dtype], ctypes._NamedFuncPointer]:
+    pointer, whole, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+    arguments = {
+        "attend": [pointer, pointer, pointer, whole, number, number, number, real, number],
+        "rms": [pointer, pointer, pointer, pointer, whole, whole, whole, real],
+        "rotate": [pointer, pointer, pointer, whole, whole, number, number, whole],
+    }
+    found = {}
+    for name, types in arguments.items():
+        for dtype, suffix in TYPES.items():
+            function = getattr(_library(), f"{name}_{suffix}")
+            function.argtypes, function.restype = types, None
+            found[name, dtype] = function
+    return found
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """Compile what is not in the cache, and load it.
+
+    Raises:
+        _Missing: it cannot be compiled or loaded.
+    """
+    if os.environ.get(NO_KERNELS):
+        raise _Missing(f"kernels in C++ are turned off by {NO_KERNELS}; unset it")
+    compiler = next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "clang++"]))), None)
+    if compiler is None:
+        raise _Missing("the kernel is compiled, and there is no C++ compiler; install g++")
+    version = _run(compiler, "--version").stdout
+    known = "\n".join([SOURCE.read_text(), *FLAGS, compiler, version, platform.machine(), _processor()])
+    name = f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    with _folder() as folder:
+        if not (folder / name).exists():
+            _compile(compiler, folder / name)
+        try:
+            return ctypes.CDLL(str(folder / name))
+        except OSError as error:
+            raise _Missing(f"the compiled kernel cannot be loaded ({error}); use attention=segments") from error
+
+
+def _compile(compiler: str, to: Path) -> None:
+    """Compile to a name of this process's own and rename it, for several processes may do so at once."""
+    global seconds
+    start = time.perf_counter()
+    own = to.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        done = _run(compiler, *FLAGS, str(SOURCE), "-o", str(own))
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise _Missing(f"{Path(compiler).name} could not compile it ({said.strip()}); use attention=segments")
+        own.replace(to)
+    finally:
+        own.unlink(missing_ok=True)
+        seconds += time.perf_counter() - start
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _Missing(f"{Path(command[0]).name} cannot be run ({error}); use attention=segments") from error
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Where compiled kernels are kept; where that cannot be written, a folder that goes with this call."""
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prepack-bench"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            pass
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix="prepack-bench-") as own:
+            yield Path(own)
+    else:
+        yield kept
+
+
+def _processor() -> str:
+    """What the processor can do, for a folder in a home may be shared by several kinds of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("vendor_id", "cpu family", "model", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.partition(":")[0].strip() in wanted}))

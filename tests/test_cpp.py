@@ -1,0 +1,273 @@
+"""Kernels in C++: equal to torch's over random shapes, compiled once, and where they cannot be, torch's serve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_prompts, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.measure.compiling import Compiled
+from src.measure.verify import verify
+from src.prefilling import cpp, modern, passes
+from src.prefilling.attention import native, segments
+from src.prefilling.attention.kernels import AUTO, kernel_of
+from src.prefilling.attention.spans import Spans
+from src.prefilling.cache import CacheWriter
+from src.prefilling.engines import make_engine
+from src.prefilling.method import PrefillOptions
+from src.prefilling.methods import METHODS
+from src.records.store import Record
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}  # of the norm
+needs_compiler = pytest.mark.skipif(cpp.missing() is not None, reason=str(cpp.missing()))
+Lengths = st.lists(st.integers(1, 200), min_size=1, max_size=8)
+Types = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+def apart(have: torch.Tensor, want: torch.Tensor) -> float:
+    return float((have.double() - want.double()).norm() / want.double().norm())
+
+
+@needs_compiler
+@given(
+    lengths=Lengths, gap=st.integers(0, 40), heads=st.sampled_from([(1, 1), (4, 2), (6, 6), (8, 1)]),
+    dim=st.integers(1, 40).map(lambda half: 2 * half), window=st.none() | st.integers(1, 150), dtype=Types,
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+@settings(deadline=None, max_examples=150)
+def test_attention_is_torchs(
+    lengths: list[int], gap: int, heads: tuple[int, int], dim: int, window: int | None, dtype: torch.dtype, seed: int
+) -> None:
+    size = np.array(lengths)
+    spans = Spans(np.cumsum(size) - size + gap, size, 1, int(size.sum()) + gap)
+    torch.manual_seed(seed)
+    qkv = torch.randn(spans.tokens + 1, heads[0] + 2 * heads[1], dim)
+    if dtype == torch.bfloat16:
+        qkv = qkv.bfloat16()
+    wanted = torch.full((spans.tokens + 1, heads[0] * dim), 7.0)
+    segments.plan(spans).attend(qkv.float(), *heads, dim**-0.5, wanted, window)
+    found = native.plan(spans).attend(qkv, *heads, dim**-0.5, torch.full_like(wanted, 7.0).to(dtype), window)
+    assert apart(found[gap:-1], wanted[gap:-1]) < TOLERANCE[dtype]
+    assert (found[:gap] == 7).all()  # what no segment covers is left as it is
+    assert (found[-1] == 7).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_with_large_scores_does_not_overflow_and_nan_stays_in_its_segment(dtype: torch.dtype) -> None:
+    spans = Spans(np.array([0, 60]), np.array([60, 70]), 1, 130)
+    qkv = (50 * torch.randn(130, 6, 16)).to(dtype)
+    line = torch.cat([qkv, qkv[:1]]).float()
+    want = segments.plan(spans).attend(line, 2, 2, 1.0, torch.zeros(131, 32))  # scores of thousands
+    have = native.plan(spans).attend(qkv, 2, 2, 1.0, torch.zeros(130, 32, dtype=dtype))
+    assert apart(have, want[:130]) < 2 * TOLERANCE[dtype]
+    qkv[70] = float("nan")
+    have = native.plan(spans).attend(qkv, 2, 2, 1.0, torch.zeros(130, 32, dtype=dtype))
+    assert have[:60].isfinite().all()
+    assert have[70:].isnan().all()
+
+
+@needs_compiler
+@given(lengths=st.lists(st.integers(1, 700), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_blocks_cover_every_query_once_the_costliest_first(lengths: list[int]) -> None:
+    size = np.array(lengths)
+    planned = native.plan(Spans(np.cumsum(size) - size, size, 1, int(size.sum())))
+    covered = np.concatenate([start + first + np.arange(count) for start, first, count in planned.blocks])
+    assert sorted(covered.tolist()) == list(range(int(size.sum())))
+    assert planned.blocks[:, 2].max() <= cpp.queries_of_a_block()
+    assert (np.diff(planned.blocks[:, 1:].sum(1)) <= 0).all()
+
+
+@needs_compiler
+@given(rows=st.integers(1, 40), columns=st.integers(1, 90), adds=st.booleans(), dtype=Types)
+@settings(deadline=None)
+def test_norms_are_torchs(rows: int, columns: int, adds: bool, dtype: torch.dtype) -> None:
+    x, y, weight = (torch.randn(*shape).to(dtype) for shape in ((rows, columns), (rows, columns), (columns,)))
+    have_x, want_x = x.clone(), x.float()
+    if adds:
+        have, want = passes.NATIVE.add_rms(have_x, y, weight, 1e-5), passes.PLAIN.add_rms(want_x, y, weight, 1e-5)
+    else:
+        have, want = passes.NATIVE.rms(have_x, weight, 1e-5), passes.PLAIN.rms(want_x, weight.float(), 1e-5)
+    assert apart(have, want) < 2 * TOLERANCE[dtype]
+    assert apart(have_x, want_x) < TOLERANCE[dtype]
+
+
+@needs_compiler
+@given(rows=st.integers(1, 30), heads=st.integers(1, 5), half=st.integers(1, 40), dtype=Types)
+@settings(deadline=None)
+def test_rotary_positions_are_torchs(rows: int, heads: int, half: int, dtype: torch.dtype) -> None:
+    line = torch.randn(rows, heads + 2, 2 * half).to(dtype)
+    angles = torch.randn(rows, 1, 2 * half).to(dtype)
+    cos, sin = angles.cos()[..., :half], angles.sin()[..., :half]
+    have, want = line.clone(), line.float()
+    passes.NATIVE.rotate(have[:, :heads], cos, sin)
+    passes.PLAIN.rotate(want[:, :heads], cos.float(), sin.float())
+    assert apart(have, want) < TOLERANCE[dtype]
+    assert torch.equal(have[:, heads:], line[:, heads:])
+
+
+def test_half_precision_of_another_kind_is_torchs() -> None:
+    assert kernel_of(AUTO, CPU, torch.float16) is segments
+    assert passes.fastest(CPU, torch.float16) is passes.fastest(torch.device("cuda"), torch.bfloat16) is passes.PLAIN
+
+
+@pytest.fixture
+def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """As in a new process, with an empty cache; its folder."""
+    functions: tuple[Any, ...] = (cpp.missing, cpp._library, cpp._functions, cpp.queries_of_a_block)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in functions:
+        function.cache_clear()
+    yield tmp_path / "prepack-bench"
+    for function in functions:
+        function.cache_clear()
+
+
+def compiler(folder: Path, script: str) -> str:
+    """A compiler of one's own."""
+    path = folder / "c++"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_the_time_is_told(anew: Path) -> None:
+    before = Compiled.now()
+    assert cpp.missing() is None
+    took = (Compiled.now() - before).seconds
+    (library,) = anew.iterdir()
+    assert took > 0.1
+    made = library.stat().st_mtime_ns
+    cpp._library.cache_clear()
+    cpp.missing.cache_clear()
+    assert cpp.missing() is None
+    assert (Compiled.now() - before).seconds == took
+    assert [path.stat().st_mtime_ns for path in anew.iterdir()] == [made]
+
+
+@needs_compiler
+def test_another_compiler_or_processor_has_a_library_of_its_own(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpp.missing() is None
+    monkeypatch.setattr(cpp, "_processor", lambda: "another one")
+    cpp._library.cache_clear()
+    cpp._library()
+    assert len(list(anew.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_hindrance(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    anew.parent.mkdir(exist_ok=True)
+    anew.write_text("a file where the folder would be")
+    assert cpp.missing() is None
+    assert anew.read_text() == "a file where the folder would be"
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    (None, r"there is no C\+\+ compiler; install g\+\+"),
+    ("[ $1 = --version ] && exit; echo 'x.cpp:1: error: no flag' >&2; exit 1", "could not compile it .*no flag"),
+    ("[ $1 = --version ] && exit; for a; do out=$a; done; echo rubbish > $out", "cannot be loaded"),
+    ("off", "turned off by PREPACK_BENCH_NO_CPP"),
+])  # fmt: skip
+def test_where_it_cannot_be_compiled_torch_serves(
+    script: str | None, said: str, anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script == "off":
+        monkeypatch.setenv(cpp.NO_KERNELS, "1")
+    else:
+        mine = None if script is None else compiler(tmp_path, script)
+        monkeypatch.setattr("shutil.which", lambda name: mine)
+    with pytest.raises(Exception, match=f"^attention: .*{said}"):
+        kernel_of("native", CPU, torch.float32)
+    assert kernel_of(AUTO, CPU, torch.float32) is segments
+    assert passes.fastest(CPU, torch.float32) is passes.PLAIN
+    assert not anew.exists() or not [path for path in anew.iterdir() if ".tmp" in path.name]
+    model, prompts = tiny_model("qwen3"), draw_prompts([60, 3, 17])
+    engine = make_engine(model, METHODS["padding-free"], PrefillOptions())
+    assert engine.attention == segments.WORDS
+    assert verify(model, [(prompts, None)], engine, "none").problem is None
+
+
+def test_a_record_says_what_computed(measure: Callable[..., list[Record]]) -> None:
+    rows = {
+        record.row.method: record.row
+        for record in measure("methods=[padding-free,padding-free+segments,continuous-batching]", "num_prompts=4")
+    }
+    there = cpp.missing() is None
+    assert rows["padding-free"].attention_kernel == ("C++ (CPU)" if there else "flash (CPU)")
+    assert rows["padding-free+segments"].attention_kernel == "flash (CPU)"
+    assert {rows[name].passes for name in ("padding-free", "padding-free+segments")} == {"C++" if there else "torch"}
+    assert rows["continuous-batching"].passes is None
+    assert all(0 < (rows[name].attention_share or 0) < 1 for name in ("padding-free", "padding-free+segments"))
+    (other,) = measure("method=padding-free", "forward=transformers", "num_prompts=4")
+    assert other.row.passes is None
+
+
+@pytest.mark.parametrize("method", ["full-batching", "prepacking", "padding-free"])
+@pytest.mark.parametrize("limit", [None, 32_768, 50])
+def test_a_batch_is_computed_by_parts_that_stay_in_the_caches(
+    method: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modern, "CPU_TOKENS", 64)
+    model, prompts = tiny_model(), draw_prompts([40, 3, 17, 60, 1, 9])
+    engine = make_engine(model, METHODS[method], PrefillOptions(max_tokens=limit))
+    sizes: list[int] = []
+    real = engine._forward.__class__.__call__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        engine._forward.__class__,  # type: ignore[attr-defined]
+        "__call__",
+        lambda self, ids, *rest: (sizes.append(ids.numel()), real(self, ids, *rest))[1],
+    )
+    assert verify(model, [(prompts, None)], engine, "none").problem is None
+    most = {None: 10**6, 32_768: 64, 50: 60}[limit]  # a prompt of 60 tokens goes alone
+    assert max(sizes) <= most
+    assert (len(sizes) > 1) == (limit is not None)
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [9, 1, 1, 1], [6, 3, 4]])
+def test_pads_of_a_cache_are_zero_however_full_it_is(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that was used before holds anything, and a mask does not stop NaN."""
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))
+    size = np.array(lengths)
+    longest = int(size.max())
+    writer = CacheWriter(size, 1, 1, 2, lambda _: None)
+    kept = np.arange(longest) >= longest - size[:, None]
+    writer.places = torch.from_numpy(np.flatnonzero(kept))
+    kv = torch.randn(int(size.sum()), 4)
+    writer.keep(0, kv)
+    layer = writer.cache().layers[0]
+    keys, values = layer.keys.squeeze(1), layer.values.squeeze(1)  # type: ignore[union-attr]
+    assert torch.equal(torch.cat([keys[kept], values[kept]], dim=1), kv)
+    assert (keys[~kept] == 0).all()
+    assert (values[~kept] == 0).all()
+
+
+def test_processors_are_told_apart_by_what_they_can() -> None:
+    said = cpp._processor()
+    if os.path.exists("/proc/cpuinfo"):
+        assert "flags" in said or "Features" in said
+
+
+def test_batches_with_and_without_parts_make_one_row(
+    monkeypatch: pytest.MonkeyPatch, measure: Callable[..., list[Record]]
+) -> None:
+    """Only what is computed by parts is scattered."""
+    monkeypatch.setattr(modern, "CPU_TOKENS", 100)
+    (record,) = measure("method=full-batching", "batch_size=3", "num_prompts=24", "repeats=1")
+    scattered = [sample["unpack_s"] for sample in record.samples]
+    assert None in scattered
+    assert len(set(scattered)) > 1
+    assert record.row.unpack_s_mean == pytest.approx(sum(each or 0.0 for each in scattered) / len(scattered))
