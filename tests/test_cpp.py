@@ -271,3 +271,24 @@ def test_batches_with_and_without_parts_make_one_row(
     assert None in scattered
     assert len(set(scattered)) > 1
     assert record.row.unpack_s_mean == pytest.approx(sum(each or 0.0 for each in scattered) / len(scattered))
+
+
+@needs_compiler
+@given(lengths=Lengths, dtype=Types, window=st.none() | st.integers(1, 100), seed=st.integers(0, 2**31))
+@settings(deadline=None)
+def test_a_segment_comes_out_the_same_in_every_bit_whatever_it_is_batched_with(
+    lengths: list[int], dtype: torch.dtype, window: int | None, seed: int
+) -> None:
+    size = np.array(lengths)
+    starts = np.cumsum(size) - size
+    torch.manual_seed(seed)
+    qkv, weight = torch.randn(int(size.sum()), 4, 24).to(dtype), torch.randn(96).to(dtype)
+    together = torch.zeros(len(qkv), 48, dtype=dtype)
+    native.plan(Spans(starts, size, 1, len(qkv))).attend(qkv, 2, 1, 0.2, together, window)
+    normed = passes.NATIVE.rms(qkv.flatten(1), weight, 1e-5)
+    for start, length in zip(starts.tolist(), lengths, strict=True):
+        own = qkv[start : start + length].clone()
+        spans = Spans(np.array([0]), np.array([length]), 1, length)
+        alone = native.plan(spans).attend(own, 2, 1, 0.2, torch.zeros(length, 48, dtype=dtype), window)
+        assert torch.equal(alone, together[start : start + length])
+        assert torch.equal(passes.NATIVE.rms(own.flatten(1), weight, 1e-5), normed[start : start + length])

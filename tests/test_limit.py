@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -106,14 +107,29 @@ def test_rates_are_measured_in_bounded_time_also_where_a_type_is_emulated(monkey
     cpu = torch.device("cpu")
     tried = []
 
-    def slow(a: torch.Tensor, b: torch.Tensor) -> float:
-        tried.append(len(a))
-        return len(a) ** 3 / 128**3 * 0.3  # seconds: a product twice as large would take 2.4
+    def slow(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+        size = len(product())
+        tried.append(size)
+        return size**3 / 128**3 * 0.3  # seconds: a product twice as large would take 2.4
 
-    monkeypatch.setattr(estimate, "_seconds_of_product", slow)
+    monkeypatch.setattr(estimate, "_products", lambda a, b: [lambda: a])
+    monkeypatch.setattr(estimate, "_seconds_of", slow)
     assert matmul_rate(cpu, torch.bfloat16) == pytest.approx(2 * 128**3 / 0.3)
     assert set(tried) == {128}
     assert copy_bandwidth(cpu) > 1e8
+
+
+@pytest.mark.parametrize("faster", [0, 1])
+def test_the_rate_is_that_of_the_faster_library(faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a method whose products are another library's could be beyond the limit."""
+    a, b = torch.randn(5, 7), torch.randn(3, 7)
+    ways = estimate._products(a, b)
+    assert all(torch.allclose(way(), a @ b.T, atol=1e-5) for way in ways)
+    taken = [0.2, 0.2]
+    taken[faster] = 0.1
+    monkeypatch.setattr(estimate, "_products", lambda *_: [0, 1])
+    monkeypatch.setattr(estimate, "_seconds_of", lambda way, device: taken[way])
+    assert matmul_rate(torch.device("cpu"), torch.float32) == 2 * 128**3 / 0.1
 
 
 def test_every_shipped_model_has_a_limit(tiny_config: object) -> None:

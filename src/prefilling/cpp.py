@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+# Vectors are read as numbers and the other way round, which strict aliasing would forbid.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-strict-aliasing", "-fopenmp", "-shared", "-fPIC")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 COMPILE_S = 120.0  # more than any compiler needs
 NO_KERNELS = "PREPACK_BENCH_NO_CPP"  # set in the environment, they are not used

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from . import passes
+from . import onednn, passes
 from .attention.spans import Attention, windows_of
 from .attention.within import within
 from .cache import new_cache
@@ -58,8 +58,8 @@ class _Linear:
         layers = [module for module in modules if isinstance(module, nn.Linear)]
         weight = layers[0].weight.data if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
         bias = None if layers[0].bias is None else torch.cat([layer.bias.data for layer in layers])
-        if _packs(weight):
-            return cls(list(modules), None, bias, torch.ops.mkldnn._reorder_linear_weight(weight, None))
+        if (packed := onednn.lay_out(weight)) is not None:
+            return cls(list(modules), None, bias, packed)
         for layer, rows in zip(layers, weight.split([len(layer.weight) for layer in layers]), strict=True):
             layer.weight.data = rows
         return cls(list(modules), weight, bias, None)
@@ -67,26 +67,13 @@ class _Linear:
     def __call__(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
         """[n, outputs] of ``x`` [n, inputs]; with ``silu``, through that activation."""
         if self.packed is not None:
-            fused: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.packed, self.bias, "swish" if silu else "none", [], ""
-            )
-            return fused
+            return onednn.linear(x, self.packed, self.bias, silu)
         if self.weight is None:
             outputs = [module(x) for module in self.modules]
             y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         else:
             y = functional.linear(x, self.weight, self.bias)
         return functional.silu(y, inplace=True) if silu else y
-
-
-def _packs(weight: torch.Tensor) -> bool:
-    """Whether torch can lay this weight out for oneDNN (what its compiler does with frozen weights on CPUs)."""
-    ops = torch.ops.mkldnn
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not (hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")):
-        return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))
 
 
 @dataclass
