@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +158,18 @@ def test_it_is_compiled_once_and_the_time_is_told(anew: Path) -> None:
 
 
 @needs_compiler
+def test_a_damaged_library_is_compiled_anew(anew: Path) -> None:
+    assert cpp.missing() is None
+    (library,) = anew.iterdir()
+    library.unlink()  # not written over: this process has it mapped
+    library.write_bytes(b"half of it")
+    cpp._library.cache_clear()
+    cpp.missing.cache_clear()
+    assert cpp.missing() is None
+    assert library.stat().st_size > 1000
+
+
+@needs_compiler
 def test_another_compiler_or_processor_has_a_library_of_its_own(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpp.missing() is None
     monkeypatch.setattr(cpp, "_processor", lambda: "another one")
@@ -167,13 +178,20 @@ def test_another_compiler_or_processor_has_a_library_of_its_own(anew: Path, monk
     assert len(list(anew.iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_hindrance(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    anew.parent.mkdir(exist_ok=True)
-    anew.write_text("a file where the folder would be")
+@needs_compiler
+@pytest.mark.parametrize("why", ["taken", "no home"])
+def test_a_cache_that_cannot_be_written_is_no_hindrance(why: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "taken":
+        anew.write_text("a file where the folder would be")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", staticmethod(no_home))
     assert cpp.missing() is None
-    assert anew.read_text() == "a file where the folder would be"
+    assert not anew.is_dir()
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 @pytest.mark.parametrize(("script", "said"), [
@@ -292,3 +310,13 @@ def test_a_segment_comes_out_the_same_in_every_bit_whatever_it_is_batched_with(
         alone = native.plan(spans).attend(own, 2, 1, 0.2, torch.zeros(length, 48, dtype=dtype), window)
         assert torch.equal(alone, together[start : start + length])
         assert torch.equal(passes.NATIVE.rms(own.flatten(1), weight, 1e-5), normed[start : start + length])
+
+
+def test_a_run_says_where_there_is_no_compiler(
+    measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpp, "missing", lambda: "there is none; install g++")
+    (record,) = measure("method=padding-free", "num_prompts=4")
+    said = "note: attention and norms run on torch's operators, which take longer on a CPU: there is none; install g++"
+    assert said in capsys.readouterr().err.splitlines()
+    assert (record.row.attention_kernel, record.row.passes) == ("flash (CPU)", "torch")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from .. import terminal
 from ..cli import UserError, warn
-from ..prefilling import split
+from ..prefilling import cpp, split
 from ..prefilling.engines import make_engine, start_serving
 from ..prefilling.method import PHASES, Engine, dataset_bins
 from ..prefilling.models import load_model
@@ -87,6 +87,8 @@ def _carry_out(run: Run, counters: Counters) -> None:
     plan, c = run.plan, run.plan.config
     model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices, c.numerics)
     run.split = split.in_words(model)
+    if plan.device.type == "cpu" and plan.dtype in cpp.TYPES and (why := cpp.missing()):
+        warn(f"attention and norms run on torch's operators, which take longer on a CPU: {why}")
     if run.ideal:
         largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())
         run.ideal.engine = kernels.fastest(kernels.ideals(model, plan.options), plan.token_ids(largest), *plan.devices)

@@ -130,8 +130,10 @@ def _library() -> ctypes.CDLL:
     known = "\n".join([SOURCE.read_text(), *FLAGS, compiler, version, platform.machine(), _processor()])
     name = f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
     with _folder() as folder:
-        if not (folder / name).exists():
-            _compile(compiler, folder / name)
+        if (folder / name).exists():
+            with contextlib.suppress(OSError):  # damaged: compiled anew
+                return ctypes.CDLL(str(folder / name))
+        _compile(compiler, folder / name)
         try:
             return ctypes.CDLL(str(folder / name))
         except OSError as error:
@@ -164,12 +166,12 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     """Where compiled kernels are kept; where that cannot be written, a folder that goes with this call."""
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prepack-bench"
     try:
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prepack-bench"
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=kept):
             pass
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home at all
         with tempfile.TemporaryDirectory(prefix="prepack-bench-") as own:
             yield Path(own)
     else:
