@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from .layout import Layout
 
+NEARLY_ALL = 0.9  # of a cache's rows
 WIDE = torch.complex128  # a type of 16 bytes, for copies of what is really something else
 
 
@@ -73,10 +74,10 @@ class CacheWriter:
     def _padded(self, like: torch.Tensor) -> torch.Tensor:
         """A line for one layer, zeros wherever no token will come.
 
-        On a CPU, where at least half of it will be written, it is memory that the C library may have at hand; else
-        pages that come to be when they are written.
+        On a CPU, where nearly all of it will be written, it is memory that the C library may have at hand; else pages
+        that come to be when they are written.
         """
-        if like.device.type == "cpu" and 2 * int(self._lengths.sum()) >= self.spare:
+        if like.device.type == "cpu" and int(self._lengths.sum()) >= NEARLY_ALL * self.spare:
             if self._pads is None:
                 pads = np.arange(self._shape[1]) < self._shape[1] - self._lengths[:, None]
                 self._pads = torch.from_numpy(np.append(np.flatnonzero(pads), self.spare))
