@@ -6,6 +6,7 @@ FlashAttention in one method and cuDNN in the next, and then two methods differ 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections import defaultdict
@@ -17,7 +18,7 @@ from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
-from ..cli import warn
+from ..cli import UserError, warn
 from ..prefilling.attention.kernels import pick_kernel
 from ..prefilling.attention.native import OPERATOR
 from ..prefilling.attention.spans import SPAN
@@ -129,7 +130,10 @@ def ideals(model: PreTrainedModel, options: PrefillOptions) -> list[AnyIdeal]:
     Ours only where the methods use it: it holds weights a second time on CPUs.
     """
     split, fits = getattr(model, "hf_device_map", None), unfit(model.config, options.forward) is None
-    ours = [FusedIdeal(model, options)] if options.forward != "transformers" and fits and not split else []
+    ours: list[AnyIdeal] = []
+    if options.forward != "transformers" and fits and not split:
+        with contextlib.suppress(UserError):  # a forward that this device has none of: its methods are skipped
+            ours = [FusedIdeal(model, options)]
     if model.device.type != "cuda":
         return [Ideal(model), *ours]
     pinned = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]

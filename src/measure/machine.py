@@ -22,6 +22,7 @@ from .. import provenance
 from ..cli import UserError
 from ..config import dtype_name
 from ..places import slug
+from ..prefilling import cpp
 from . import gpus
 from .nvml import NoCounters
 from .process import allowed_cores, available_mb
@@ -119,6 +120,8 @@ def software() -> dict[str, Any]:
     chosen = {name: value for name, value in os.environ.items() if CHOOSING.fullmatch(name)}
     if chosen.get(LARGE_PAGES) == "1":  # as set above where nobody said otherwise
         del chosen[LARGE_PAGES]
+    if not torch.cuda.is_available() and cpp.missing():  # no compiler, for example: as if they were turned off
+        chosen[cpp.NO_KERNELS] = "1"
     if "LD_PRELOAD" in chosen:  # where it lies is nobody's business
         chosen["LD_PRELOAD"] = Path(chosen["LD_PRELOAD"]).name
     return {

@@ -87,7 +87,7 @@ def _carry_out(run: Run, counters: Counters) -> None:
     plan, c = run.plan, run.plan.config
     model = load_model(plan.source, plan.device, plan.dtype, c.loadbit, c.seed, c.device_map, plan.devices, c.numerics)
     run.split = split.in_words(model)
-    if plan.device.type == "cpu" and plan.dtype in cpp.TYPES and (why := cpp.missing()):
+    if plan.device.type == "cpu" and plan.dtype in cpp.TYPES and c.protocol == "modern" and (why := cpp.missing()):
         warn(f"attention and norms run on torch's operators, which take longer on a CPU: {why}")
     if run.ideal:
         largest = max(plan.shuffled, key=lambda batch: plan.prompts.lengths[batch].sum())

@@ -12,10 +12,10 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +29,6 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-strict-aliasing", "-fopenmp
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 COMPILE_S = 120.0  # more than any compiler needs
 NO_KERNELS = "PREPACK_BENCH_NO_CPP"  # set in the environment, they are not used
-seconds = 0.0  # this process has spent on compiling
 
 
 class _Missing(Exception):
@@ -55,7 +54,7 @@ def attend(
     scale: float,
     window: int | None,
 ) -> None:
-    """Causal attention within segments, into ``out``.
+    """Causal attention within segments, into ``out``. What is given is not checked.
 
     Args:
         qkv: [tokens, heads + 2 * kv_heads, head_dim], contiguous, of a type in ``TYPES``, as ``out`` is.
@@ -81,6 +80,11 @@ def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotary positions in place: qk [n, heads, head_dim], heads side by side; cos, sin [n, 1, head_dim / 2]."""
     rows, heads, dim = qk.shape
     _of("rotate", qk)(_at(qk), _at(cos), _at(sin), rows, qk.stride(0), heads, dim // 2, cos.stride(0))
+
+
+def alike(x: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether all are contiguous and of one type, as functions that take pointers have to assume."""
+    return x.is_contiguous() and all(each.dtype == x.dtype and each.is_contiguous() for each in others)
 
 
 @functools.cache
@@ -121,46 +125,55 @@ def _library() -> ctypes.CDLL:
     Raises:
         _Missing: it cannot be compiled or loaded.
     """
-    if os.environ.get(NO_KERNELS):
+    if os.environ.get(NO_KERNELS, "0") not in {"", "0"}:
         raise _Missing(f"kernels in C++ are turned off by {NO_KERNELS}; unset it")
-    compiler = next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "clang++"]))), None)
-    if compiler is None:
-        raise _Missing("the kernel is compiled, and there is no C++ compiler; install g++")
-    version = _run(compiler, "--version").stdout
-    known = "\n".join([SOURCE.read_text(), *FLAGS, compiler, version, platform.machine(), _processor()])
+    why = "the kernel is compiled, and there is no C++ compiler; install g++"
+    for command in filter(None, map(shlex.split, [os.environ.get("CXX", ""), "g++", "clang++"])):
+        if (found := shutil.which(command[0])) is None:
+            continue
+        try:
+            return _library_of([found, *command[1:]])
+        except (_Missing, OSError) as error:  # the latter also of a compiler that makes nothing
+            said = " ".join(str(error).split())
+            why = f"{Path(command[0]).name} could not compile it ({said}); use attention=segments"
+    raise _Missing(why)
+
+
+def _library_of(compiler: list[str]) -> ctypes.CDLL:
+    version = _run(*compiler, "--version").stdout
+    known = "\n".join([SOURCE.read_text(), *FLAGS, *compiler, version, platform.machine(), _processor()])
     name = f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
     with _folder() as folder:
         if (folder / name).exists():
-            with contextlib.suppress(OSError):  # damaged: compiled anew
-                return ctypes.CDLL(str(folder / name))
+            with contextlib.suppress(OSError, AttributeError):  # damaged: compiled anew
+                return _loaded(folder / name)
         _compile(compiler, folder / name)
-        try:
-            return ctypes.CDLL(str(folder / name))
-        except OSError as error:
-            raise _Missing(f"the compiled kernel cannot be loaded ({error}); use attention=segments") from error
+        return _loaded(folder / name)
 
 
-def _compile(compiler: str, to: Path) -> None:
-    """Compile to a name of this process's own and rename it, for several processes may do so at once."""
-    global seconds
-    start = time.perf_counter()
-    own = to.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        done = _run(compiler, *FLAGS, str(SOURCE), "-o", str(own))
+def _loaded(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "queries_of_a_block"):
+        raise OSError("the library has no kernels")
+    return library
+
+
+def _compile(compiler: list[str], to: Path) -> None:
+    """Compile to a name of its own and rename it, for several processes and threads may do so at once."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=to.parent) as folder:
+        own = Path(folder) / to.name
+        done = _run(*compiler, *FLAGS, str(SOURCE), "-o", str(own))
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise _Missing(f"{Path(compiler).name} could not compile it ({said.strip()}); use attention=segments")
+            raise _Missing(said.strip() or f"exit code {done.returncode}")
         own.replace(to)
-    finally:
-        own.unlink(missing_ok=True)
-        seconds += time.perf_counter() - start
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        raise _Missing(f"{Path(command[0]).name} cannot be run ({error}); use attention=segments") from error
+        raise _Missing(f"it cannot be run: {error}") from error
 
 
 @contextlib.contextmanager

@@ -83,7 +83,8 @@ static inline Vec exp2_of(Vec x) {
     p = p * rest + 2.402264689e-1f;
     p = p * rest + 6.931472057e-1f;
     p = p * rest + 1.0f;
-    return tiny ? Vec{} : (Vec)((Int)p + ((Int)shifted << 23));
+    const Vec found = (Vec)((Int)p + ((Int)shifted << 23));
+    return tiny ? Vec{} : x != x ? x : found;
 }
 
 // a[0] b[0] a[1] b[1] ..., of the first halves of two vectors or (second) of the others.
@@ -277,13 +278,14 @@ static void attend_block(const T* q, const T* k, const T* v, T* out, int64_t str
                 }
                 now = score > now ? score : now;
             }
-            const Vec base = now == -INFINITY ? Vec{} : now * scale;  // a query that has seen no key yet
-            const Vec shrink = exp2_of(largest[u] * scale - base);
+            // Differences first: rounded products of large scores would not cancel. Zero: a query that has seen no key yet.
+            const Vec base = now == -INFINITY ? Vec{} : now;
+            const Vec shrink = exp2_of((largest[u] - base) * scale);
             Vec total = sum[u] * shrink;
             for (int j = 0; j < n; j += EACH) {
                 Vec weights[2] = {};
                 for (int i = 0; i < EACH && j + i < n; i++) {
-                    weights[i] = exp2_of(t.scores[(j + i) * VECTORS + u] * scale - base);
+                    weights[i] = exp2_of((t.scores[(j + i) * VECTORS + u] - base) * scale);
                     total += weights[i];
                 }
                 t.scores[j / EACH * VECTORS + u] = Op::weights(weights[0], weights[1]);

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
+from ..cli import UserError
 from .cache import new_cache
 from .layout import left_padded
 from .method import PrefillOptions, TokenIds
@@ -111,7 +112,11 @@ def prefill(
     ids = _token_ids(model, prompts, tokenizer)
     options = PrefillOptions(metric="prefill", forward=forward, max_tokens=MAX_TOKENS)
     with torch.autocast(model.device.type, enabled=False):
-        done = Modern(model, METHODS[method], options, left_padded=True).prefill(ids, _Untimed())
+        try:
+            engine = Modern(model, METHODS[method], options, left_padded=True)
+        except UserError as error:  # a forward that this device has none of
+            raise ValueError(str(error)) from None
+        done = engine.prefill(ids, _Untimed())
     assert done.cache is not None
     assert done.mask is not None
     assert done.logits is not None

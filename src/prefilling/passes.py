@@ -58,14 +58,19 @@ PLAIN = Passes("torch", rms, add_rms, gated, rotate)
 
 def _native_rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Of whole rows; those of single heads lie apart and are left to torch."""
-    return cpp.rms(x, weight, eps) if x.dim() == 2 and weight.dtype == x.dtype else rms(x, weight, eps)
+    return cpp.rms(x, weight, eps) if x.dim() == 2 and cpp.alike(x, weight) else rms(x, weight, eps)
 
 
 def _native_add_rms(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return cpp.rms(x, weight, eps, y) if weight.dtype == x.dtype else add_rms(x, y, weight, eps)
+    return cpp.rms(x, weight, eps, y) if cpp.alike(x, weight, y) else add_rms(x, y, weight, eps)
 
 
-NATIVE = Passes("C++", _native_rms, _native_add_rms, gated, cpp.rotate)
+def _native_rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    side_by_side = qk.stride()[1:] == (qk.shape[2], 1) and cos.stride() == sin.stride() and cos.stride(2) == 1
+    (cpp.rotate if side_by_side and qk.dtype == cos.dtype == sin.dtype else rotate)(qk, cos, sin)
+
+
+NATIVE = Passes("C++", _native_rms, _native_add_rms, gated, _native_rotate)
 
 
 def fastest(device: torch.device, dtype: torch.dtype) -> Passes:

@@ -6,6 +6,9 @@ products. This one takes segments as they are, by blocks of queries, the costlie
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +20,7 @@ from .spans import Attention, Spans, causal
 
 NAME = "native"
 WORDS = "by segment, C++ for this processor"
+LARGEST = 2**31 - 1  # window that a C integer holds
 OPERATOR = "prepack_bench::attend"  # its name in a profile
 
 
@@ -35,10 +39,12 @@ class Native(Attention):
 
     Attributes:
         blocks: int32 [blocks, 3], as ``cpp.attend`` takes them.
+        run: calls it.
     """
 
     blocks: NDArray[np.int32]
     pairs: int
+    run: Callable[..., None]
     operator: str = OPERATOR
 
     def to(self, device: torch.device) -> Native:
@@ -48,8 +54,22 @@ class Native(Attention):
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
     ) -> torch.Tensor:
-        cpp.attend(qkv.contiguous(), out, self.blocks, heads, kv_heads, scale, window)
+        self.run(self, qkv, heads, kv_heads, scale, out, window)
         return out
+
+
+def _run(
+    made: Native, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
+) -> None:
+    line = qkv.to(out.dtype).contiguous()  # a layer that computes in another type hands that on
+    cpp.attend(line, out, made.blocks, heads, kv_heads, scale, None if window is None else min(window, LARGEST))
+
+
+@functools.cache
+def _untraced() -> Callable[..., None]:
+    """Torch's compiler cannot follow pointers, where the layers of a model were compiled in place."""
+    found: Callable[..., None] = torch.compiler.disable(_run)
+    return found
 
 
 def plan(spans: Spans) -> Native:
@@ -60,4 +80,5 @@ def plan(spans: Spans) -> Native:
     first = (np.arange(len(segment)) - (np.cumsum(number) - number)[segment]) * most
     count = np.minimum(most, spans.lengths[segment] - first)
     blocks = np.column_stack([spans.starts[segment], first, count])[np.argsort(-(first + count), kind="stable")]
-    return Native(np.ascontiguousarray(blocks, dtype=np.int32), causal(spans.lengths))
+    run = _untraced() if "torch._dynamo" in sys.modules else _run  # importing the compiler takes seconds
+    return Native(np.ascontiguousarray(blocks, dtype=np.int32), causal(spans.lengths), run)
