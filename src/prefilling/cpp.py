@@ -145,7 +145,7 @@ def _library_of(compiler: list[str]) -> ctypes.CDLL:
     name = f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
     with _folder() as folder:
         if (folder / name).exists():
-            with contextlib.suppress(OSError, AttributeError):  # damaged: compiled anew
+            with contextlib.suppress(OSError):  # damaged: compiled anew
                 return _loaded(folder / name)
         _compile(compiler, folder / name)
         return _loaded(folder / name)
