@@ -213,7 +213,7 @@ def test_a_killed_parent_leaves_no_stopped_processes(start: Any) -> None:
         os.write(write, str(start()._process.pid).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
-    group, deadline = int(os.read(read, 20)), time.monotonic() + 10
+    group, deadline = int(os.read(read, 20)), time.monotonic() + 30
     while processes_of(group) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(group) == {}

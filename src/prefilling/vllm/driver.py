@@ -94,9 +94,7 @@ class Vllm:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=os.environ | _environment(device, threads),
-            # A group of its own, to signal all its processes; not a session, so that the kernel ends them if this
-            # process dies while they are stopped.
-            process_group=0,
+            process_group=0,  # a group of its own, to signal all its processes
         )
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()

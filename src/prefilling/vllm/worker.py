@@ -11,6 +11,7 @@ end. driver.py is the other side. This file imports nothing of the project.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import queue
@@ -19,14 +20,20 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 GRACE_S = 20  # to finish what is running once nobody listens any more
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Serve until standard input ends; 0 then, 1 after an error."""
+    # driver.py stops this process between batches. If it dies then, the kernel has this process go on, so that it reads
+    # the end of its requests and leaves (Linux).
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     # vLLM and its processes print to standard output, so it becomes standard error, and the pipes get other numbers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     requests = os.fdopen(os.dup(0), encoding="utf-8")
@@ -103,6 +110,7 @@ async def _serve(
 def _read(requests: Any, lines: queue.Queue[str | None]) -> None:
     for line in requests:
         lines.put(line)
+    os.killpg(0, signal.SIGCONT)  # vLLM's other processes, which may still be stopped
     lines.put(None)
     time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)  # the parent is gone or gave up: leave no process of vLLM's behind
