@@ -27,24 +27,27 @@ from src.config import Config
 from src.measure.plan import prepare
 from src.measure.process import CpuUse
 from src.measure.timer import NoTimer
-from src.measure.work import TERMS, layout_of, memory_bytes, work_of
-from src.prefilling.attention import segments
-from src.prefilling.attention.spans import Spans
+from src.measure.work import TERMS, Way, memory_bytes, work_of
+from src.prefilling.attention.kernels import KERNELS
 from src.prefilling.engines import make_engine
-from src.prefilling.method import PrefillOptions
+from src.prefilling.method import Method, PrefillOptions
 from src.prefilling.methods import METHODS
 from src.prefilling.packing import first_fit_decreasing as ffd
 from src.prefilling.shape import Shape
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 NAMES = list(TERMS)
+CPU = torch.device("cpu")
 MODELLED = [method for method in METHODS.values() if not method.serves]
 # Two layers of hidden size 4, two heads of 2, one head of keys and values, MLP of 3, a vocabulary of 5.
+WAY = Way(4, "segments", ffd)
 HAND = Shape(168, 20, 5, 8, 8, layers=2, kv_parameters=16, tied=False, window=math.inf)
 
 
-def work(method: str, lengths: list[int], kernel: str = "segments", shape: Shape = HAND) -> dict[str, float]:
-    return dict(zip(NAMES, work_of(shape, METHODS[method], lengths, 4, kernel, ffd), strict=True))
+def work(
+    method: str, lengths: list[int], kernel: str = "segments", shape: Shape = HAND, most: int | None = None
+) -> dict[str, float]:
+    return dict(zip(NAMES, work_of(shape, METHODS[method], lengths, Way(4, kernel, ffd, most)), strict=True))
 
 
 def test_work_counted_by_hand() -> None:
@@ -64,8 +67,14 @@ def test_work_counted_by_hand() -> None:
     assert packed["pairs"] == 4 * (6 + 1) * 8
     assert (packed["zeroed"], packed["scattered"]) == (6 * 8 * 4, 2 * 4 * 8 * 4)
     assert work("padding-free", [3, 1])["gathered"] == 6 * (8 + 8) * 4  # one call, padded to 3
+    parts = work("full-batching", [3, 1], "varlen", most=3)
+    assert (parts["layers"], parts["calls"], parts["pairs"]) == (4, 4, padded["pairs"])
+    assert (parts["zeroed"], parts["scattered"]) == (6 * 8 * 4, 2 * 6 * 8 * 4)  # each part goes into one cache
     windowed = work("full-batching", [40, 1], shape=replace(HAND, window=4))
     assert windowed["pairs"] == 4 * (2 * 40 * 8) * 8  # every query against a block of two windows
+    exact = work("full-batching", [40, 1], "varlen", replace(HAND, window=4))
+    assert exact["pairs"] == pytest.approx(4 * 2 * (1 + 2 + 3 + 37 * 4) * 8)
+    assert work("padding-free", [9, 1], "dense", replace(HAND, window=4))["pairs"] == 4 * 100 * 8
     assert windowed["scattered"] == 2 * windowed["zeroed"] == 2 * 80 * 8 * 4  # into left padding
 
 
@@ -78,24 +87,27 @@ def test_less_padding_is_less_work(lengths: list[int]) -> None:
         assert free["tokens"] == padded["tokens"]
 
 
+@pytest.mark.parametrize("kernel", [name for name, one in KERNELS.items() if not one.missing(CPU, torch.float32)])
+@pytest.mark.parametrize("most", [None, 130])
 @pytest.mark.parametrize("method", MODELLED, ids=lambda method: method.name)
-def test_the_work_is_what_the_method_computes(method: object) -> None:
+def test_the_work_is_what_the_method_computes(method: Method, most: int | None, kernel: str) -> None:
     model, lengths = tiny_model(), [9, 120, 3, 3, 50, 70]
-    done = make_engine(model, method, PrefillOptions()).prefill(draw_prompts(lengths), NoTimer())  # type: ignore[arg-type]
-    rows, width = layout_of(method, lengths, ffd)  # type: ignore[arg-type]
-    assert rows * width == done.computed_tokens
+    options = PrefillOptions(max_tokens=most, attention=kernel)
+    done = make_engine(model, method, options).prefill(draw_prompts(lengths), NoTimer())
     shape = Shape.of(model.config)
-    counted = work_of(shape, method, lengths, 4, "segments", ffd)[NAMES.index("calls")]  # type: ignore[arg-type]
-    spans = np.array(lengths if method.packs else [120] * 6)  # type: ignore[attr-defined]
-    planned = segments.plan(Spans(np.cumsum(spans) - spans, spans, 1, int(spans.sum())))
-    assert counted == len(planned.groups) * shape.layers
+    counted = dict(zip(NAMES, work_of(shape, method, lengths, Way(4, kernel, ffd, most)), strict=True))
+    everywhere = shape.layer_parameters * (shape.layers - 1) / shape.layers + shape.kv_parameters
+    assert counted["tokens"] == 2 * everywhere * done.computed_tokens
+    assert done.attention_pairs is not None
+    assert counted["pairs"] == pytest.approx(4 * done.attention_pairs * shape.attention)
+    assert (counted["layers"] > shape.layers) == (most is not None)
 
 
 def synthetic(costs: np.ndarray, noise: float, seed: int = 0) -> list[Sample]:
     rng, samples = np.random.default_rng(seed), []
     for group, mix in enumerate(calibrate.MIXES):
         for name in calibrate.CALIBRATED:
-            done = work_of(HAND, METHODS[name], mix.lengths(1.0, 2048), 4, "segments", ffd)
+            done = work_of(HAND, METHODS[name], mix.lengths(1.0, 2048), WAY)
             samples.append(Sample(group, name, done, float(done @ costs) * np.exp(noise * rng.standard_normal())))
     return samples
 
@@ -116,7 +128,7 @@ def test_the_stated_interval_holds_the_truth() -> None:
         assert (model.costs >= 0).all()
         for name in ("prepacking", "padding-free"):
             lengths = [17, 300, 40, 40, 90, 800]  # on none of which it was calibrated
-            done = np.array([work_of(HAND, METHODS[each], lengths, 4, "segments", ffd)
+            done = np.array([work_of(HAND, METHODS[each], lengths, WAY)
                              for each in ("full-batching", name)])  # fmt: skip
             predicted, true = model.seconds(done), done @ TRUE_COSTS
             error = abs(np.log(predicted[0] / predicted[1] * true[1] / true[0]))
@@ -133,10 +145,10 @@ def test_a_calibration_that_says_too_little_is_refused() -> None:
 
 
 def test_memory_counts_one_padded_cache_for_every_method() -> None:
-    needed = {method.name: memory_bytes(HAND, method, [30, 2, 2], 4, ffd) for method in MODELLED}
+    needed = {method.name: memory_bytes(HAND, method, [30, 2, 2], WAY) for method in MODELLED}
     assert needed["padding-free"] < needed["full-batching"] == needed["length-ordered"]
     assert needed["padding-free"] > 4 * (168 + 20 + 3 * 30 * 8)
-    unheld = memory_bytes(HAND, METHODS["padding-free"], [30, 2, 2], 4, ffd, pads_are_held=False)
+    unheld = memory_bytes(HAND, METHODS["padding-free"], [30, 2, 2], WAY, pads_are_held=False)
     assert needed["padding-free"] - unheld == 4 * (3 * 30 - 34) * 8
 
 
@@ -285,7 +297,7 @@ def test_help_lists_the_settings_without_loading_torch() -> None:
 
 
 def test_the_model_has_costs_for_every_kind_of_work() -> None:
-    assert len(TERMS) == len(work_of(HAND, METHODS["prepacking"], [3, 4], 4, "segments", ffd)) == len(TRUE_COSTS)
+    assert len(TERMS) == len(work_of(HAND, METHODS["prepacking"], [3, 4], WAY)) == len(TRUE_COSTS)
     model = CostModel(TRUE_COSTS, {"full-batching": np.zeros(4), "prepacking": np.full(4, 0.1)})
     assert model.spread("dataset-prepacking") == model.spread("prepacking")
     assert model.speedup_spread("prepacking") == pytest.approx(model.spread("prepacking"))

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.measure.verify import verify
-from src.prefilling import cpp, modern, passes
+from src.prefilling import cpp, layout, passes
 from src.prefilling.attention import native, segments
 from src.prefilling.attention.kernels import AUTO, kernel_of
 from src.prefilling.attention.spans import Spans
@@ -308,7 +308,7 @@ def test_a_record_says_what_computed(measure: Callable[..., list[Record]]) -> No
 def test_a_batch_is_computed_by_parts_that_stay_in_the_caches(
     method: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modern, "CPU_TOKENS", 64)
+    monkeypatch.setattr(layout, "CPU_TOKENS", 64)
     model, prompts = tiny_model(), draw_prompts([40, 3, 17, 60, 1, 9])
     engine = make_engine(model, METHODS[method], PrefillOptions(max_tokens=limit))
     sizes: list[int] = []
@@ -352,7 +352,7 @@ def test_batches_with_and_without_parts_make_one_row(
     monkeypatch: pytest.MonkeyPatch, measure: Callable[..., list[Record]]
 ) -> None:
     """Only what is computed by parts is scattered."""
-    monkeypatch.setattr(modern, "CPU_TOKENS", 100)
+    monkeypatch.setattr(layout, "CPU_TOKENS", 100)
     (record,) = measure("method=full-batching", "batch_size=3", "num_prompts=24", "repeats=1")
     scattered = [sample["unpack_s"] for sample in record.samples]
     assert None in scattered

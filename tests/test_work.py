@@ -72,6 +72,20 @@ def test_equal_prompts_under_the_modern_protocol(forward: str, tiny_config: Call
     assert work.computed_operations(plan, assignment) == 2 * (linear + attention + 2 * HEAD)
 
 
+def test_pairs_are_those_of_the_kernel_that_runs(tiny_config: Callable[..., Config]) -> None:
+    """A dense mask computes every pair of its row, whatever lies within prompts."""
+    dense = prepare(tiny_config("attention=dense", "num_prompts=2", "batch_size=2"))
+    plain = prepare(tiny_config("num_prompts=2", "batch_size=2"))
+    attention = 4 * HIDDEN * LAYERS
+    found = {
+        (name, plan is dense): work.computed_operations(plan, of_lengths(plan, [5, 3], name)) or 0.0
+        for name in ("padding-free", "full-batching")
+        for plan in (dense, plain)
+    }
+    assert found["padding-free", True] - found["padding-free", False] == (64 - 15 - 6) * attention
+    assert found["full-batching", True] - found["full-batching", False] == (2 * 25 - 2 * 15) * attention
+
+
 @pytest.mark.parametrize("protocol", ["modern", "paper"])
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6), method=st.sampled_from(
     ["full-batching", "prepacking", "padding-free"]))  # fmt: skip

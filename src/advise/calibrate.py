@@ -24,8 +24,7 @@ from ..measure import machine
 from ..measure.plan import Plan
 from ..measure.process import BUSY, CpuTimes, CpuUse, available_mb
 from ..measure.timer import PhaseTimer
-from ..measure.work import layout_of, memory_bytes, work_of
-from ..prefilling.attention.kernels import pick_kernel
+from ..measure.work import Way, memory_bytes, work_of
 from ..prefilling.engines import make_engine
 from ..prefilling.method import Engine, Method, TokenIds
 from ..prefilling.methods import METHODS
@@ -40,7 +39,7 @@ FEWEST_MIXES = 5
 MOST_ROUNDS = 7
 SHARE_OF_MEMORY = 0.5
 SHARE_TO_PROBE = 0.1
-PASSES = 2.2  # passes over all batches that must fit: one to warm up, one to time, and a margin
+PASSES = 4.4  # passes over all batches that must fit: one to warm up, three to time, and a margin
 OVERTIME = 1.5  # the first timed round may take this many times as long as asked
 PROBE_TOKENS = 4096
 
@@ -72,6 +71,7 @@ MIXES = (
     Mix("uniform", 4, 512), Mix("uniform", 16, 256), Mix("uniform", 64, 64),
     Mix("skewed", 8, 512), Mix("skewed", 16, 768), Mix("skewed", 32, 256), Mix("skewed", 64, 256),
     Mix("one-long", 4, 1024), Mix("one-long", 32, 256),
+    Mix("skewed", 8, 64), Mix("uniform", 4, 32),
 )  # fmt: skip
 
 
@@ -152,12 +152,12 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
 
 def samples_of(measured: Sequence[dict[str, Any]], plan: Plan, shape: Shape) -> list[Sample]:
     """What ``calibrate`` measured, as the cost model takes it: each batch's work, and the median of its rounds."""
-    size, kernel = torch.empty((), dtype=plan.dtype).element_size(), pick_kernel(plan.device, plan.dtype)
+    way = Way.of(plan)
     return [
         Sample(
             entry["group"],
             entry["method"],
-            work_of(shape, METHODS[entry["method"]], entry["lengths"], size, kernel, plan.pack),
+            work_of(shape, METHODS[entry["method"]], entry["lengths"], way),
             float(np.median(entry["seconds"])),
         )
         for entry in measured
@@ -178,18 +178,17 @@ def _probe(bench: Bench, draw: Callable[[Sequence[int]], list[TokenIds]], second
 
 
 def sized(plan: Plan, shape: Shape, methods: Sequence[Method], tokens: float) -> dict[Mix, list[int]]:
-    """The mixes, scaled so that warming up and one round compute about ``tokens`` tokens, with their lengths.
+    """The mixes, scaled so that warming up and three rounds compute about ``tokens`` tokens, with their lengths.
 
     Where all are too many even at their smallest, the cheapest; and none that needs more than half of the memory.
     """
-    element_size, memory = torch.empty((), dtype=plan.dtype).element_size(), _memory(plan.device)
+    way, memory = Way.of(plan), _memory(plan.device)
 
     def at(scale: float) -> dict[Mix, list[int]]:
         return {mix: mix.lengths(scale, plan.source.max_positions) for mix in MIXES}
 
     def cost(lengths: Sequence[int]) -> float:
-        layouts = [layout_of(method, lengths, plan.pack) for method in methods]
-        return PASSES * sum(rows * width for rows, width in layouts)
+        return PASSES * sum(part.computed_tokens for method in methods for part in way.parts(method, lengths))
 
     low, high = 0.0, 8.0
     for _ in range(20):
@@ -198,7 +197,7 @@ def sized(plan: Plan, shape: Shape, methods: Sequence[Method], tokens: float) ->
     chosen: dict[Mix, list[int]] = {}
     left = max(tokens, 0.0) * 1.001 + 1
     for mix, lengths in sorted(at(low).items(), key=lambda item: cost(item[1])):
-        needed = max(memory_bytes(shape, method, lengths, element_size, plan.pack) for method in methods)
+        needed = max(memory_bytes(shape, method, lengths, way) for method in methods)
         if cost(lengths) <= left and needed <= memory:
             chosen[mix] = lengths
             left -= cost(lengths)
@@ -222,6 +221,7 @@ def key_of(plan: Plan, shape: Shape) -> dict[str, Any]:
         "loadbit": plan.config.loadbit,
         "packing": plan.config.packing,
         "forward": plan.config.forward,
+        "attention": Way.of(plan).kernel,
         "device_name": machine.device_name(plan.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..cli import UserError
 from ..interval import Interval
 from ..measure.plan import Plan
-from ..measure.work import Floats, memory_bytes, work_of
-from ..prefilling.attention.kernels import pick_kernel
+from ..measure.work import Floats, Way, memory_bytes, work_of
 from ..prefilling.method import Method, dataset_bins
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins
@@ -70,7 +68,7 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
 
     Not serving engines, which batch by rules of their own, and not methods that were added.
     """
-    size, kernel = torch.empty((), dtype=plan.dtype).element_size(), pick_kernel(plan.device, plan.dtype)
+    way = Way.of(plan)
     held = plan.device.type != "cpu"
     others = [each for each in METHODS.values() if each.name != BASELINE and model.knows(each.name)]
     found: list[Choice] = []
@@ -80,8 +78,8 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
             batches, bins = _batches(plan, method, batch_size)
             lengths = [plan.prompts.lengths[batch].tolist() for batch in batches]
             laid = list(zip(lengths, bins, strict=True))
-            work = [work_of(shape, method, each, size, kernel, plan.pack, own) for each, own in laid]
-            needed = max(memory_bytes(shape, method, each, size, plan.pack, own, held) for each, own in laid)
+            work = [work_of(shape, method, each, way, own) for each, own in laid]
+            needed = max(memory_bytes(shape, method, each, way, own, held) for each, own in laid)
             seconds, spread = model.seconds(np.array(work)), 0.0
             if method.name == BASELINE:
                 baseline_s = float(seconds.sum())

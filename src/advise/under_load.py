@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..config import POLICIES, Config
 from ..interval import Interval
@@ -19,8 +18,7 @@ from ..jobs.largest_batch import drive
 from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
 from ..measure.load import looked_at
 from ..measure.plan import Plan
-from ..measure.work import work_of
-from ..prefilling.attention.kernels import pick_kernel
+from ..measure.work import Way, work_of
 from ..prefilling.method import Method
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.shape import Shape
@@ -74,15 +72,12 @@ class Predictor:
 
     def serve(self, method: Method, factor: float = 1.0) -> Serve:
         """How long batches are predicted to take, times ``factor``."""
-        size, kernel = (
-            torch.empty((), dtype=self.plan.dtype).element_size(),
-            pick_kernel(self.plan.device, self.plan.dtype),
-        )
+        way = Way.of(self.plan)
 
         def seconds(members: Sequence[int]) -> float:
             lengths = tuple(sorted(self.lengths[list(members)].tolist()))
             if (method.name, lengths) not in self._seconds:
-                work = work_of(self._shape, method, lengths, size, kernel, self.plan.pack)
+                work = work_of(self._shape, method, lengths, way)
                 self._seconds[method.name, lengths] = float(self._model.seconds(work))
             return factor * self._seconds[method.name, lengths]
 

@@ -1,19 +1,21 @@
 """What a batch computes and moves, counted: useful work, and all that a method carries out, pads included.
 
-Counted is what the protocols compute (``prefilling/modern.py``, ``prefilling/published.py``), from lengths and the
-model's shape alone.
+Counted is what the protocols compute (``prefilling/modern.py``, ``prefilling/published.py``), from lengths, the
+model's shape and how batches are laid out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..prefilling.attention.kernels import pick_kernel
-from ..prefilling.attention.segments import calls_of
+from ..prefilling.attention.kernels import KERNELS, kernel_of
+from ..prefilling.attention.spans import spans_of
+from ..prefilling.layout import Part, most_at_once, parts_of
 from ..prefilling.method import Method, Pack
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
@@ -36,63 +38,85 @@ TERMS = {
 COMPUTED = [place for place, name in enumerate(TERMS) if name in {"prompts", "tokens", "pairs"}]  # in operations
 
 
-def layout_of(method: Method, lengths: Sequence[int], pack: Pack, bins: Bins | None = None) -> tuple[int, int]:
-    """Rows and width of a batch's forward: their product is its computed tokens.
+@dataclass(frozen=True)
+class Way:
+    """How batches are computed under the ``modern`` protocol, whatever the method.
+
+    Attributes:
+        element_size: bytes of an activation.
+        kernel: of attention, a name of ``KERNELS``.
+        pack: how prompts are packed into bins.
+        most: tokens that are computed at once; None: all of a batch.
+    """
+
+    element_size: int
+    kernel: str
+    pack: Pack
+    most: int | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, method: Method | None = None) -> Way:
+        """The way of a plan, and of a method that has a kernel of its own."""
+        wanted = (method and method.attention) or plan.options.attention
+        kernel = kernel_of(wanted, plan.device, plan.dtype).NAME
+        most = most_at_once(plan.options.max_tokens, plan.device.type)
+        return cls(torch.empty((), dtype=plan.dtype).element_size(), kernel, plan.pack, most)
+
+    def parts(self, method: Method, lengths: Sequence[int], bins: Bins | None = None) -> list[Part]:
+        """What is computed at once of a batch of prompts of these lengths."""
+        return parts_of(method, lengths, self.pack, self.most, bins)
+
+
+def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None) -> Floats:
+    """The work of one batch, float64 [len(TERMS)], in the order and units of ``TERMS``.
 
     Args:
         lengths: tokens of each prompt of the batch.
         bins: its bins, where the whole dataset was packed beforehand.
     """
-    if method.rows == "prompt":
-        return len(lengths), max(lengths)
-    if method.rows == "batch":
-        return 1, sum(lengths)
-    found = bins or pack(lengths, max(lengths))
-    return len(found), max(sum(lengths[prompt] for prompt in bin_) for bin_ in found)
-
-
-def work_of(
-    shape: Shape, method: Method, lengths: Sequence[int], element_size: int, kernel: str, pack: Pack,
-    bins: Bins | None = None,
-) -> Floats:  # fmt: skip
-    """The work of one batch, float64 [len(TERMS)], in the order and units of ``TERMS``.
-
-    Args:
-        lengths: tokens of each prompt of the batch.
-        element_size: bytes of an activation.
-        kernel: of attention: ``segments`` (calls over segments of like length) or ``varlen`` (one call).
-        bins: as for ``layout_of``.
-    """
-    rows, width = layout_of(method, lengths, pack, bins)
-    k, longest, computed = len(lengths), max(lengths), rows * width
+    parts = way.parts(method, lengths, bins)
+    k, computed = len(lengths), sum(part.computed_tokens for part in parts)
     of_layer = shape.layer_parameters / shape.layers
     everywhere = shape.layer_parameters - of_layer + shape.kv_parameters  # weights that every position passes
-    segments = list(lengths) if method.packs else [longest] * k
-    groups = [segments] if kernel == "varlen" else [[segments[i] for i in group] for group in calls_of(segments)]
-    # A call pads its segments to its longest; the variable-length kernel pads nothing.
-    spans = np.asarray(segments if kernel == "varlen" else [max(group) for group in groups for _ in group], dtype=float)
-    blocks = 2 * shape.window * spans if np.isfinite(shape.window) else np.inf
-    pairs = np.where(spans > shape.window, blocks, spans * (spans + 1) / 2).sum()
-    gathered = spans.sum() if method.packs and kernel != "varlen" else 0.0
-    # A padded method's rows are its cache already, unless a sliding window asks for left padding.
-    scatters = method.packs or np.isfinite(shape.window)
-    zeroed, scattered = (k * longest, 2.0 * computed) if scatters else (0.0, 0.0)
+    spans = [spans_of(part, lengths, method.packs) for part in parts]
+    attention = [KERNELS[way.kernel].plan(each) for each in spans]
+    pairs = sum(
+        made.pairs * _share_within(shape.window, each.lengths.astype(float), way.kernel)
+        for made, each in zip(attention, spans, strict=True)
+    )
+    # A padded method's rows are its cache already, unless parts or a sliding window ask for left padding.
+    scatters = method.packs or len(parts) > 1 or np.isfinite(shape.window)
+    zeroed, scattered = (k * max(lengths), 2.0 * computed) if scatters else (0.0, 0.0)
     return np.array(
         [
-            shape.layers,
+            shape.layers * len(parts),
             2.0 * k * (shape.vocabulary + of_layer - shape.kv_parameters),
             2.0 * computed * everywhere,
             4.0 * pairs * shape.attention,
-            len(groups) * shape.layers,
-            gathered * (shape.attention + shape.kv_width) * element_size,
-            zeroed * shape.kv_width * element_size,
-            scattered * shape.kv_width * element_size,
+            sum(made.calls for made in attention) * shape.layers,
+            sum(made.gathered for made in attention) * (shape.attention + shape.kv_width) * way.element_size,
+            zeroed * shape.kv_width * way.element_size,
+            scattered * shape.kv_width * way.element_size,
         ]
     )
 
 
+def _share_within(window: float, spans: Floats, kernel: str) -> float:
+    """The share of a kernel's pairs that a sliding window leaves it; a dense mask leaves it all.
+
+    Args:
+        spans: tokens of each segment.
+    """
+    if not np.isfinite(window) or kernel == "dense":
+        return 1.0
+    whole = spans * (spans + 1) / 2
+    # Calls over segments take queries by blocks, each with the keys of two windows.
+    seen = 2 * window * spans if kernel == "segments" else window * spans - window * (window - 1) / 2
+    return float(np.where(spans > window, seen, whole).sum() / whole.sum())
+
+
 def memory_bytes(
-    shape: Shape, method: Method, lengths: Sequence[int], element_size: int, pack: Pack, bins: Bins | None = None,
+    shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None,
     pads_are_held: bool = True,
 ) -> float:  # fmt: skip
     """Lower bound of the memory that a batch holds at once: weights, the KV cache, logits, activations.
@@ -101,13 +125,15 @@ def memory_bytes(
         pads_are_held: a cache that packed keys and values are scattered into holds its pads (on a CPU they are pages
             that are never written, and hold nothing).
     """
-    rows, width = layout_of(method, lengths, pack, bins)
+    parts = way.parts(method, lengths, bins)
     hidden = shape.vocabulary / shape.vocab_size
     # Of one layer at a time: the residual, queries, keys and values, and what attention gives.
-    activations = rows * width * (hidden + (2 * shape.attention + shape.kv_width) / shape.layers)
+    of_token = hidden + (2 * shape.attention + shape.kv_width) / shape.layers
+    activations = max(part.computed_tokens for part in parts) * of_token
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
-    kept = sum(lengths) if method.packs and not pads_are_held else len(lengths) * max(lengths)
-    return shape.bytes(1, kept, len(lengths), element_size) + element_size * activations
+    scattered = method.packs or len(parts) > 1
+    kept = sum(lengths) if scattered and not pads_are_held else len(lengths) * max(lengths)
+    return shape.bytes(1, kept, len(lengths), way.element_size) + way.element_size * activations
 
 
 def useful_operations(plan: Plan) -> float:
@@ -125,21 +151,20 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
     """
     if assignment.method.serves or assignment.method.engine:
         return None
-    shape, c = Shape.of(plan.source.config), plan.config
-    size, kernel = torch.empty((), dtype=plan.dtype).element_size(), pick_kernel(plan.device, plan.dtype)
+    shape, c, method = Shape.of(plan.source.config), plan.config, assignment.method
+    way = Way.of(plan, method) if c.protocol == "modern" else None
     total = 0.0
     for number, (batch, (rows, width)) in enumerate(zip(assignment.batches, assignment.shapes, strict=True)):
         lengths = plan.prompts.lengths[batch].tolist()
-        if c.protocol == "paper":
+        if way is None:
             total += shape.operations(rows, width, rows * width)
-            if assignment.method.packs and c.metric == "ttft":
+            if method.packs and c.metric == "ttft":
                 total += sum(shape.operations(1, 1, 1) + 4.0 * (n - 1) * shape.attention for n in lengths)
             continue
         bins = assignment.bins[number] if assignment.bins else None
-        work = work_of(shape, assignment.method, lengths, size, kernel, plan.pack, bins)
-        total += float(work[COMPUTED].sum())
+        total += float(work_of(shape, method, lengths, way, bins)[COMPUTED].sum())
         if c.forward == "transformers":
-            rows, width = layout_of(assignment.method, lengths, plan.pack, bins)
+            computed = sum(part.computed_tokens for part in way.parts(method, lengths, bins))
             rest_of_layer = shape.layer_parameters / shape.layers - shape.kv_parameters
-            total += 2.0 * (rows * width - len(batch)) * rest_of_layer
+            total += 2.0 * (computed - len(batch)) * rest_of_layer
     return total

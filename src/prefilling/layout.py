@@ -1,4 +1,4 @@
-"""Bins into the rows that a model sees: token ids, positions, segments, and where each prompt lies in them."""
+"""A batch into the rows that a model sees: which are computed at once, and what lies where in them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,77 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .method import Method, Pack
 from .packing import Bins
 
 PAD_TOKEN = 0
+# On a CPU a batch is computed by parts of so many tokens at most, unless it is to be computed at once: what a layer
+# hands to the next stays in the caches, and memory for it is taken from the system once, not in each layer.
+CPU_TOKENS = 2048
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one forward computes: all of a batch, or the part of it that keeps a row within its token budget.
+
+    Attributes:
+        rows: the numbers, within the batch, of the prompts of each row.
+        width: tokens of a row.
+    """
+
+    rows: Bins
+    width: int
+
+    @property
+    def prompts(self) -> Ints:
+        """Its prompts, ascending, int64 [k]."""
+        return np.array(sorted(prompt for row in self.rows for prompt in row), dtype=np.int64)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Token positions that pass through the model, pads included."""
+        return len(self.rows) * self.width
+
+
+def parts_of(
+    method: Method, lengths: Sequence[int], pack: Pack, most: int | None = None, bins: Bins | None = None
+) -> list[Part]:
+    """What is computed at once under the ``modern`` protocol: all of a batch, or whole rows within a token budget.
+
+    Args:
+        lengths: tokens of each prompt of the batch.
+        most: tokens of a forward; what is longer goes alone. None: no limit.
+        bins: the batch's bins where the whole dataset was packed beforehand; None: the method packs.
+    """
+    if method.rows == "batch":
+        return [Part([row], sum(lengths[prompt] for prompt in row)) for row in _within(most, lengths)]
+    longest = max(lengths)
+    if method.rows == "prompt":
+        parts = _within(most, [longest] * len(lengths))
+        return [Part([[prompt] for prompt in part], longest) for part in parts]
+    rows = bins or pack(lengths, longest)
+    widths = [sum(lengths[prompt] for prompt in row) for row in rows]
+    parts = _within(most, [max(widths)] * len(rows))
+    return [Part([rows[row] for row in part], max(widths[row] for row in part)) for part in parts]
+
+
+def most_at_once(limit: int | None, device_type: str) -> int | None:
+    """Tokens of a forward at most: the limit, and on a CPU what its caches hold; None: a batch is computed at once."""
+    return limit if limit is None or device_type != "cpu" else min(limit, CPU_TOKENS)
+
+
+def _within(most: int | None, tokens: Sequence[int]) -> Bins:
+    """Numbers of what is computed at once: in their order, at most ``most`` tokens; what is longer goes alone."""
+    parts: Bins = [[]]
+    held = 0
+    for number, length in enumerate(tokens):
+        if most is not None and parts[-1] and held + length > most:
+            parts.append([])
+            held = 0
+        parts[-1].append(number)
+        held += length
+    return parts
 
 
 @dataclass(frozen=True)

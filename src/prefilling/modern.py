@@ -11,22 +11,18 @@ from transformers import PreTrainedModel
 
 from ..cli import UserError
 from .attention.kernels import kernel_of
-from .attention.spans import Attention, Spans, windows_of
+from .attention.spans import Attention, spans_of, windows_of
 from .cache import CacheWriter
 from .forward import FusedForward, OwnForward
 from .graphs import GraphForward, cuda_graph
-from .layout import Layout, packed, right_padded
+from .layout import Layout, Part, most_at_once, packed, parts_of, right_padded
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
-
-# On a CPU a batch is computed by parts of so many tokens at most, unless it is to be computed at once: what a layer
-# hands to the next stays in the caches, and memory for it is taken from the system once, not in each layer.
-CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one forward computes: all of a batch, or the part of it that keeps a row within its token budget.
+    """A part of a batch as tensors.
 
     Attributes:
         token_ids, positions: int64 [rows, width].
@@ -87,15 +83,18 @@ class Modern:
         lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
         longest, forward = int(lengths.max()), self._forward
         writer = CacheWriter(lengths, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
-        layouts = self._layouts(prompts, lengths, bins)
-        scatters = self._scatters or len(layouts) > 1  # parts of a padded batch are scattered into one cache, too
+        packs, most = self._method.packs, most_at_once(self._options.max_tokens, self._model.device.type)
+        parts = parts_of(self._method, lengths.tolist(), self._options.pack, most, bins)
+        numbers = [part.prompts for part in parts]
+        layouts = [_layout(part, prompts, own, packs) for part, own in zip(parts, numbers, strict=True)]
+        scatters = self._scatters or len(parts) > 1  # parts of a padded batch are scattered into one cache, too
         spare = writer.spare if scatters else None
-        planned = [
-            (layout, _places(layout, numbers, longest, spare), self._spans(layout)) for layout, numbers in layouts
-        ]
-        order = torch.from_numpy(np.argsort(np.concatenate([numbers for _, numbers in layouts])))
+        places = [_places(layout, own, longest, spare) for layout, own in zip(layouts, numbers, strict=True)]
+        spans = [spans_of(part, lengths.tolist(), packs, self._windows) for part in parts]
+        order = torch.from_numpy(np.argsort(np.concatenate(numbers)))
         t.lap("plan")
-        chunks = [_chunk(layout, places, self._kernel.plan(spans)) for layout, places, spans in planned]
+        segments = [self._kernel.plan(each) for each in spans]
+        chunks = [_chunk(*each) for each in zip(layouts, places, segments, strict=True)]
         t.lap("mask")
         device = self._model.device
         chunks = [chunk.to(device) for chunk in chunks]
@@ -118,45 +117,18 @@ class Modern:
         if self._options.metric == "ttft":
             first_tokens = logits.argmax(-1).tolist()
             t.lap("decode")
-        computed = sum(forward.computed_tokens(layout.computed_tokens) for layout, _ in layouts)
-        rows = sum(len(layout.token_ids) for layout, _ in layouts)
+        computed = sum(forward.computed_tokens(part.computed_tokens) for part in parts)
+        rows = sum(len(part.rows) for part in parts)
         pairs = sum(chunk.segments.pairs for chunk in chunks)
         return Prefilled(cache, mask_on_device, logits, first_tokens, computed, rows, attention_pairs=pairs)
 
-    def _layouts(
-        self, prompts: Sequence[TokenIds], lengths: np.ndarray, bins: Bins | None
-    ) -> list[tuple[Layout, np.ndarray]]:
-        """What is computed at once, each with the numbers of its prompts: all, or rows within the token budget."""
-        longest, limit = int(lengths.max()), self._options.max_tokens
-        if limit is not None and self._model.device.type == "cpu":
-            limit = min(limit, CPU_TOKENS)
-        if self._method.rows == "batch":
-            parts = [[row] for row in _within(limit, lengths.tolist())]
-        else:
-            rows, width = [[number] for number in range(len(prompts))], longest
-            if self._method.rows == "bin":
-                rows = bins or self._options.pack(lengths.tolist(), longest)
-                width = max(int(lengths[row].sum()) for row in rows)
-            parts = [[rows[number] for number in part] for part in _within(limit, [width] * len(rows))]
-        found = []
-        for part in parts:
-            numbers = np.array(sorted(number for row in part for number in row), dtype=np.int64)
-            members = [prompts[number] for number in numbers]
-            if self._method.packs:
-                layout = packed(members, [np.searchsorted(numbers, row).tolist() for row in part])
-            else:
-                layout = right_padded(members, longest)
-            found.append((layout, numbers))
-        return found
 
-    def _spans(self, layout: Layout) -> Spans:
-        """What attends within itself: prompts where they share rows, else whole rows."""
-        rows, width = layout.token_ids.shape
-        starts, lengths = np.arange(rows) * width, np.full(rows, width)
-        if self._method.packs:
-            starts, lengths = layout.flat_start, layout.length
-        order = np.argsort(starts)
-        return Spans(starts[order], lengths[order], rows, width, self._windows)
+def _layout(part: Part, prompts: Sequence[TokenIds], numbers: np.ndarray, packs: bool) -> Layout:
+    """Lay the prompts of these numbers out, as the part says."""
+    members = [prompts[number] for number in numbers]
+    if not packs:
+        return right_padded(members, part.width)
+    return packed(members, [np.searchsorted(numbers, row).tolist() for row in part.rows])
 
 
 def _forward(model: PreTrainedModel, name: str) -> FusedForward | GraphForward | OwnForward:
@@ -186,16 +158,3 @@ def _chunk(layout: Layout, places: torch.Tensor | None, segments: Attention) -> 
     """A layout as tensors."""
     last = torch.from_numpy(layout.flat_start + layout.length - 1)
     return Chunk(torch.from_numpy(layout.token_ids), torch.from_numpy(layout.positions), segments, last, places)
-
-
-def _within(limit: int | None, tokens: Sequence[int]) -> Bins:
-    """Numbers of what is computed at once: in their order, at most ``limit`` tokens; what is longer goes alone."""
-    parts: Bins = [[]]
-    held = 0
-    for number, length in enumerate(tokens):
-        if limit is not None and parts[-1] and held + length > limit:
-            parts.append([])
-            held = 0
-        parts[-1].append(number)
-        held += length
-    return parts

@@ -103,6 +103,16 @@ class Segments(Attention):
     pairs: int
     spare_rows: int = 1
 
+    @property
+    def calls(self) -> int:  # type: ignore[override]
+        """One for each group."""
+        return len(self.groups)
+
+    @property
+    def gathered(self) -> int:  # type: ignore[override]
+        """The tokens of groups that no view serves, the pads of the shorter ones included."""
+        return sum(group.count * group.width for group in self.groups if group.index is not None)
+
     def to(self, device: torch.device) -> Segments:
         """A copy on the device; transfers do not wait."""
         moved = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import profiler
 from transformers import PretrainedConfig
+
+from ..layout import Part
 
 Ints = NDArray[np.int64]
 SPAN, SPAN_OF_TORCH = "attention of a layer", "operators of torch"  # names in a profile
@@ -59,10 +62,14 @@ class Attention(ABC):
         pairs: query-key pairs that it computes in a head of a layer without a window; kernels that leave out what
             lies above the diagonal by blocks are counted as if they did so by pairs.
         spare_rows: how many rows the line needs behind its tokens.
+        calls: of the kernel, for a layer.
+        gathered: tokens whose queries, keys and values are brought together before them.
         operator: the name of a kernel in a profile that is none of torch's operators.
     """
 
     pairs: int
+    calls: int = 1
+    gathered: int = 0
     spare_rows: int = 0
     operator: str | None = None
 
@@ -137,6 +144,20 @@ def half_precision_on_cuda(what: str, device: torch.device, dtype: torch.dtype) 
     if dtype not in {torch.float16, torch.bfloat16}:
         return f"{what} has no {str(dtype).removeprefix('torch.')}; use dtype=bfloat16"
     return None
+
+
+def spans_of(part: Part, lengths: Sequence[int], packs: bool, windows: tuple[int | None, ...] = (None,)) -> Spans:
+    """What attends within itself in a part of a batch: prompts where they share rows, else whole rows.
+
+    Args:
+        lengths: tokens of each prompt of the batch.
+    """
+    number = len(part.rows)
+    if not packs:
+        return Spans(np.arange(number) * part.width, np.full(number, part.width), number, part.width, windows)
+    size = np.array([lengths[prompt] for row in part.rows for prompt in row], dtype=np.int64)
+    ends = [np.cumsum([lengths[prompt] for prompt in row]) + place * part.width for place, row in enumerate(part.rows)]
+    return Spans(np.concatenate(ends) - size, size, number, part.width, windows)
 
 
 def causal(lengths: Ints) -> int:
