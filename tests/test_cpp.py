@@ -348,9 +348,10 @@ def test_pads_of_a_cache_are_zero_however_full_it_is(lengths: list[int], monkeyp
 def test_kernels_of_products_are_kept_and_a_capacity_that_was_set_stands(given_: str | None) -> None:
     """oneDNN's default is less than the shapes of a comparison of some hundred batches."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
+    environment |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given_} if given_ else {}
     code = "import os, src.prefilling.onednn; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                          env=environment | ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given_} if given_ else {}))  # fmt: skip
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == (given_ or "8192")
 
 
