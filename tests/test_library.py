@@ -297,13 +297,24 @@ def hook_a_layer(model: Any) -> None:
         layer.self_attn.o_proj.register_forward_hook(lambda module, given, found: 2 * found)
 
 
+def change_the_head(model: Any) -> None:
+    model.lm_head.weight.data.mul_(3.0)
+
+
+def hook_the_head(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda module, given, found: 2 * found)
+
+
 CHANGES = [load_other, lambda model: model.bfloat16(), add_adapter, train_in_place, change_data, hook_a_layer,
+           change_the_head, hook_the_head,
            lambda model: model.resize_token_embeddings(300), lambda model: model.double().float()]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2 has biases
 @pytest.mark.parametrize(
-    "change", CHANGES, ids=["state_dict", "bfloat16", "adapter", "in place", "data", "hook", "resize", "cast"]
+    "change",
+    CHANGES,
+    ids=["state_dict", "bfloat16", "adapter", "in place", "data", "hook", "head", "head's hook", "resize", "cast"],
 )
 def test_the_fused_forward_sees_that_weights_have_changed(change: Callable[[Any], Any], family: str) -> None:
     """It went on with the weights that it had joined, or laid out for oneDNN, at its first use."""

@@ -111,7 +111,7 @@ class Modern:
             writer.places = chunk.places
             hidden.append(forward(chunk.token_ids, chunk.positions, chunk.segments, chunk.last, writer.keep))
         last = torch.cat(hidden)
-        logits, cache = self._model.get_output_embeddings()(last[order.to(last.device)]), writer.cache()
+        logits, cache = forward.logits(last[order.to(last.device)]), writer.cache()
         t.lap("forward")
         first_tokens = None
         if self._options.metric == "ttft":
