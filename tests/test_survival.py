@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ from conftest import ROOT, TINY_OVERRIDES
 from launcher import finished, start
 
 from src import hub, run
-from src.config import Config
+from src.config import Config, as_dict
+from src.jobs import agenda, apart, template, worker
+from src.jobs.forecast import Clock, Forecast
+from src.measure.machine import manifest
+from src.measure.outcome import Run
+from src.measure.plan import prepare
+from src.measure.process import resident_mb
+from src.measure.rows import to_records
 from src.records import store as records
 from src.records.row import Row
 from src.records.store import Record
@@ -239,6 +247,57 @@ def test_memory_that_runs_out_is_a_row_and_larger_batches_are_skipped(tmp_path: 
     assert "dominated: memory ran out at batch size 8" in str(found["full-batching", 16].status_reason)
     again = finished("--multirun", *arguments, "batch_size=1,8,16")
     assert again.stderr.count("already recorded") == 3
+
+
+@pytest.mark.parametrize(("error", "status", "reason"), [
+    (MemoryError("malloc of size 64 failed"), "oom", "MemoryError: malloc of size 64 failed"),
+    (ValueError("no such column"), "error", "ValueError: no such column"),
+])  # fmt: skip
+def test_what_goes_wrong_outside_of_a_method_is_a_row(
+    error: Exception, status: str, reason: str, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Libraries that write records need memory, too; within a limit there may be none left."""
+    config = tiny_config()
+    plan, pending = prepare(config), tmp_path / "pending.json"
+    worker.write_pending(pending, plan.results_dir, to_records(Run(plan), manifest(plan.device)))
+
+    def measure(*_: object) -> int:
+        raise error
+
+    assert template._measured(measure, as_dict(config), str(pending), None, progress=False) == template.EXIT_CRASHED
+    apart._write_failures(pending, "error", "the process ended with exit code 70", config)
+    (row,) = rows(plan.results_dir).values()
+    assert (row.status, row.status_reason) == (status, reason)
+
+
+@pytest.mark.parametrize(("status", "searches", "code"), [
+    ("oom", True, 0), ("oom", False, 1), ("error", True, 1), ("timeout", True, 1),
+])  # fmt: skip
+def test_memory_that_runs_out_is_what_a_search_looks_for(
+    status: str, searches: bool, code: int, tiny_config: Callable[..., Config], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`make reproduce` ended in an error whenever the search for the largest batch had found it."""
+    plan = prepare(tiny_config())
+    search = SimpleNamespace(search=lambda overrides, folder, fits, measured: measured(plan))
+    monkeypatch.setattr(agenda, "SEARCHES", {"largest_batch": search})
+    monkeypatch.setattr(agenda, "estimate", lambda *_: 1.0)
+    monkeypatch.setattr(agenda, "run_apart", lambda *_: 1)
+    monkeypatch.setattr(agenda, "_rows", lambda _: [Row(status=status)])
+    task = agenda.Task("largest_batch", [], [plan], searches=searches)
+    assert agenda.measure([task], tmp_path, Forecast(tmp_path), Clock(None, 0.0)) == (code, [])
+
+
+@pytest.mark.skipif(resident_mb() is None, reason="this system does not tell memory in use")
+def test_memory_that_is_kept_for_tensors_is_given_back() -> None:
+    code = (
+        "import torch; from src.measure.memory import give_back, keep_freed_memory; "
+        "from src.measure.process import resident_mb; keep_freed_memory(); held = torch.ones(50_000_000); "
+        "last = torch.ones(1000); before = resident_mb(); del held; kept = before - resident_mb(); "
+        "done = give_back(); print(done, kept < 100, before - resident_mb() > 150)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["True", "True", "True"], ["False", "False", "True"])
 
 
 def test_a_gated_model_is_a_row_and_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def _write_failures(pending: Path, status: str, reason: str, config: Config) -> 
     results_dir = Path(content["results_dir"])
     for fields in content["records"]:
         record = Record(Row(**fields.pop("row")), **fields)
-        record.row.status, record.row.status_reason = status, content["reason"] or reason
+        record.row.status = content.get("status", status)
+        record.row.status_reason = content.get("reason", reason)
         warn(f"{record.row.run_id}: {record.row.status}, {record.row.status_reason}")
         with contextlib.suppress(ValueError):
             if store.read(results_dir / record.row.run_id).row.status == "ok":

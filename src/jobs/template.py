@@ -95,9 +95,11 @@ def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | No
         with terminal.progress_line(progress):
             terminal.make_room()
         traceback.print_exc()
+        status = "oom" if isinstance(error, MemoryError) else "error"
+        reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps(content | {"reason": f"{type(error).__name__}: {error}"}), encoding="utf-8")
+            path.write_text(json.dumps(content | {"status": status, "reason": reason}), encoding="utf-8")
         return EXIT_CRASHED
 
 

@@ -54,11 +54,7 @@ def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | 
     return int(any(row.status not in {"ok", "skipped"} for row in rows))
 
 
-def write_pending(path: Path, results_dir: Path, rows: list[Record], reason: str | None = None) -> None:
+def write_pending(path: Path, results_dir: Path, rows: list[Record]) -> None:
     """Leave rows for the parent to complete."""
-    content = {
-        "results_dir": str(results_dir.resolve()),
-        "records": [asdict(record) for record in rows],
-        "reason": reason,
-    }
+    content = {"results_dir": str(results_dir.resolve()), "records": [asdict(record) for record in rows]}
     path.write_text(json.dumps(content), encoding="utf-8")

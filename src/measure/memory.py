@@ -44,6 +44,25 @@ def keep_freed_memory() -> None:
         pass
 
 
+def give_back() -> bool:
+    """Give memory that was freed back to the system, which the C library and torch keep for their next tensors.
+
+    It would count as the next method's; and within a limit other libraries, which have allocators of their own, would
+    find none left.
+
+    Returns:
+        Whether the C library did so; only GNU's can.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
 class PeakMemory:
     """``reset`` before a span, ``read`` after it; of several GPUs the sum of each one's peak."""
 
@@ -55,22 +74,17 @@ class PeakMemory:
 
     def reset(self) -> None:
         """Give back what earlier work left, then set the high-water marks to what is in use now."""
-        gc.collect()
+        trimmed = give_back()
         self._swap_before_mb = status_mb("VmSwap")
         if self._devices[0].type == "cuda":
-            torch.cuda.empty_cache()
             for device in self._devices:
                 torch.cuda.reset_peak_memory_stats(device)
             return
         try:
-            # The C library keeps freed memory, which would count as the next method's.
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            self._resettable = True
-        except (OSError, AttributeError):
-            self._resettable = (
-                False  # not Linux with the GNU C library, or not allowed: no peak rather than a wrong one
-            )
+            self._resettable = trimmed  # where it is not, no peak rather than a wrong one
+        except OSError:  # not Linux, or not allowed
+            self._resettable = False
         self._before_mb = resident_mb()
 
     def read(self) -> Peak:

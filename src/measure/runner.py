@@ -30,7 +30,7 @@ from .batch import timed_batch
 from .compiling import Compiled
 from .faults import reshuffled
 from .invariance import invariance
-from .memory import PeakMemory, keep_freed_memory
+from .memory import PeakMemory, give_back, keep_freed_memory
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
 from .outcome import Outcome, Pass, Run, UsageLoop, status_of
 from .overhead import sampler_overhead
@@ -63,7 +63,7 @@ def measure(plan: Plan) -> list[Record]:
     if plan.device.type == "cpu":
         keep_freed_memory()
     counters, made = counters_for(*plan.devices), machine.manifest(plan.device)
-    PeakMemory(*plan.devices).reset()  # gives back what an earlier comparison's model left
+    give_back()  # what an earlier comparison's model left
     if not c.rerun:
         skip_dominated(run)
     leave_out_what_cannot_fit(run)
@@ -74,6 +74,7 @@ def measure(plan: Plan) -> list[Record]:
         for outcome in run.outcomes:
             if outcome.status == "ok":
                 outcome.fail(*status_of(error))
+    give_back()  # for what writes the records
     made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
     finished = to_records(run, made)
     for record in finished:
