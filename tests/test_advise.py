@@ -71,7 +71,10 @@ def test_work_counted_by_hand() -> None:
     assert (parts["layers"], parts["calls"], parts["pairs"]) == (4, 4, padded["pairs"])
     assert (parts["zeroed"], parts["scattered"]) == (6 * 8 * 4, 2 * 6 * 8 * 4)  # each part goes into one cache
     windowed = work("full-batching", [40, 1], shape=replace(HAND, window=4))
-    assert windowed["pairs"] == 4 * (2 * 40 * 8) * 8  # every query against a block of two windows
+    # By blocks of 4 queries: the first against 4 keys, each other against 7.
+    assert windowed["pairs"] == pytest.approx(4 * 2 * (4 * 4 + 9 * 4 * 7) * 8)
+    short = work("full-batching", [6], shape=replace(HAND, window=4))
+    assert short["pairs"] == pytest.approx(4 * (4 * 4 + 2 * 5) * 8)
     exact = work("full-batching", [40, 1], "varlen", replace(HAND, window=4))
     assert exact["pairs"] == pytest.approx(4 * 2 * (1 + 2 + 3 + 37 * 4) * 8)
     assert work("padding-free", [9, 1], "dense", replace(HAND, window=4))["pairs"] == 4 * 100 * 8

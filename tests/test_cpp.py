@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_prompts, tiny_model
+from conftest import draw_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -342,17 +340,6 @@ def test_pads_of_a_cache_are_zero_however_full_it_is(lengths: list[int], monkeyp
     assert torch.equal(torch.cat([keys[kept], values[kept]], dim=1), kv)
     assert (keys[~kept] == 0).all()
     assert (values[~kept] == 0).all()
-
-
-@pytest.mark.parametrize("given_", [None, "77"])
-def test_kernels_of_products_are_kept_and_a_capacity_that_was_set_stands(given_: str | None) -> None:
-    """oneDNN's default is less than the shapes of a comparison of some hundred batches."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
-    environment |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given_} if given_ else {}
-    code = "import os, src.prefilling.onednn; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == (given_ or "8192")
 
 
 def test_processors_are_told_apart_by_what_they_can() -> None:

@@ -297,8 +297,14 @@ def hook_a_layer(model: Any) -> None:
         layer.self_attn.o_proj.register_forward_hook(lambda module, given, found: 2 * found)
 
 
-def change_the_head(model: Any) -> None:
-    model.lm_head.weight.data.mul_(3.0)
+def change_a_row_of_the_head(model: Any) -> None:
+    """As those do who add a token to a vocabulary."""
+    model.lm_head.weight.data[5] = 9.0
+
+
+def replace_the_heads_forward(model: Any) -> None:
+    old = model.lm_head.forward
+    model.lm_head.forward = lambda x: 2 * old(x)
 
 
 def hook_the_head(model: Any) -> None:
@@ -306,7 +312,7 @@ def hook_the_head(model: Any) -> None:
 
 
 CHANGES = [load_other, lambda model: model.bfloat16(), add_adapter, train_in_place, change_data, hook_a_layer,
-           change_the_head, hook_the_head,
+           change_a_row_of_the_head, replace_the_heads_forward, hook_the_head,
            lambda model: model.resize_token_embeddings(300), lambda model: model.double().float()]  # fmt: skip
 
 
@@ -314,7 +320,19 @@ CHANGES = [load_other, lambda model: model.bfloat16(), add_adapter, train_in_pla
 @pytest.mark.parametrize(
     "change",
     CHANGES,
-    ids=["state_dict", "bfloat16", "adapter", "in place", "data", "hook", "head", "head's hook", "resize", "cast"],
+    ids=[
+        "state_dict",
+        "bfloat16",
+        "adapter",
+        "in place",
+        "data",
+        "hook",
+        "head",
+        "head's forward",
+        "head's hook",
+        "resize",
+        "cast",
+    ],
 )
 def test_the_fused_forward_sees_that_weights_have_changed(change: Callable[[Any], Any], family: str) -> None:
     """It went on with the weights that it had joined, or laid out for oneDNN, at its first use."""

@@ -251,6 +251,8 @@ def test_memory_that_runs_out_is_a_row_and_larger_batches_are_skipped(tmp_path: 
 
 @pytest.mark.parametrize(("error", "status", "reason"), [
     (MemoryError("malloc of size 64 failed"), "oom", "MemoryError: malloc of size 64 failed"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "oom",
+     "RuntimeError: DefaultCPUAllocator: can't allocate memory"),
     (ValueError("no such column"), "error", "ValueError: no such column"),
 ])  # fmt: skip
 def test_what_goes_wrong_outside_of_a_method_is_a_row(
@@ -270,21 +272,23 @@ def test_what_goes_wrong_outside_of_a_method_is_a_row(
     assert (row.status, row.status_reason) == (status, reason)
 
 
-@pytest.mark.parametrize(("status", "searches", "code"), [
-    ("oom", True, 0), ("oom", False, 1), ("error", True, 1), ("timeout", True, 1),
+@pytest.mark.parametrize(("experiment", "ended", "status", "code"), [
+    ("largest_batch", 1, "oom", 0), ("largest_batch", 70, "oom", 70), ("largest_batch", 1, "ok", 1),
+    ("largest_batch", 1, "error", 1), ("largest_batch", 1, "timeout", 1), ("under_load", 1, "oom", 1),
+    ("today", 1, "oom", 1),
 ])  # fmt: skip
-def test_memory_that_runs_out_is_what_a_search_looks_for(
-    status: str, searches: bool, code: int, tiny_config: Callable[..., Config], tmp_path: Path,
+def test_memory_that_runs_out_is_what_the_search_for_a_batch_looks_for(
+    experiment: str, ended: int, status: str, code: int, tiny_config: Callable[..., Config], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """`make reproduce` ended in an error whenever the search for the largest batch had found it."""
     plan = prepare(tiny_config())
     search = SimpleNamespace(search=lambda overrides, folder, fits, measured: measured(plan))
-    monkeypatch.setattr(agenda, "SEARCHES", {"largest_batch": search})
+    monkeypatch.setattr(agenda, "SEARCHES", {"largest_batch": search, "under_load": search})
     monkeypatch.setattr(agenda, "estimate", lambda *_: 1.0)
-    monkeypatch.setattr(agenda, "run_apart", lambda *_: 1)
+    monkeypatch.setattr(agenda, "run_apart", lambda *_: ended)
     monkeypatch.setattr(agenda, "_rows", lambda _: [Row(status=status)])
-    task = agenda.Task("largest_batch", [], [plan], searches=searches)
+    task = agenda.Task(experiment, [], [plan], searches=experiment != "today")
     assert agenda.measure([task], tmp_path, Forecast(tmp_path), Clock(None, 0.0)) == (code, [])
 
 

@@ -137,8 +137,9 @@ def _measure(
         said = task.experiment
         code = _run(plan, forecast, clock)
         rows = _rows(plan)
-        # Where memory runs out is what a search looks for, and no failure.
-        sought = task.searches and rows and all(row.status in {"ok", "skipped", "oom"} for row in rows)
+        statuses = {row.status for row in rows}
+        # Where memory runs out is what the search for the largest batch looks for, and no failure.
+        sought = task.experiment == "largest_batch" and code == 1 and {"oom"} <= statuses <= {"oom", "ok", "skipped"}
         worst = max(worst, 0 if sought else code)
         progress.came_out(in_short(rows) if rows else "nothing")
         if terminal.quiet() and not task.searches:

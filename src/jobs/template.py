@@ -95,7 +95,9 @@ def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | No
         with terminal.progress_line(progress):
             terminal.make_room()
         traceback.print_exc()
-        status = "oom" if isinstance(error, MemoryError) else "error"
+        # Torch's allocator for CPUs raises a RuntimeError, which only its text tells.
+        out_of_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        status = "oom" if out_of_memory else "error"
         reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))

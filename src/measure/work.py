@@ -84,9 +84,7 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
         made.pairs * _share_within(shape.window, each.lengths.astype(float), way.kernel)
         for made, each in zip(attention, spans, strict=True)
     )
-    # A padded method's rows are its cache already, unless parts or a sliding window ask for left padding.
-    scatters = method.packs or len(parts) > 1 or np.isfinite(shape.window)
-    zeroed, scattered = (k * max(lengths), 2.0 * computed) if scatters else (0.0, 0.0)
+    zeroed, scattered = (k * max(lengths), 2.0 * computed) if _scatters(shape, method, parts) else (0.0, 0.0)
     return np.array(
         [
             shape.layers * len(parts),
@@ -101,8 +99,18 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     )
 
 
+def _scatters(shape: Shape, method: Method, parts: Sequence[Part]) -> bool:
+    """Whether keys and values are scattered into a cache of zeros.
+
+    A padded method's rows are its cache already, unless parts or a sliding window ask for left padding.
+    """
+    return method.packs or len(parts) > 1 or bool(np.isfinite(shape.window))
+
+
 def _share_within(window: float, spans: Floats, kernel: str) -> float:
     """The share of a kernel's pairs that a sliding window leaves it; a dense mask leaves it all.
+
+    It is above 1 where blocks are computed whole and few lie within a segment.
 
     Args:
         spans: tokens of each segment.
@@ -110,8 +118,10 @@ def _share_within(window: float, spans: Floats, kernel: str) -> float:
     if not np.isfinite(window) or kernel == "dense":
         return 1.0
     whole = spans * (spans + 1) / 2
-    # Calls over segments take queries by blocks, each with the keys of two windows.
-    seen = 2 * window * spans if kernel == "segments" else window * spans - window * (window - 1) / 2
+    seen = window * spans - window * (window - 1) / 2
+    if kernel == "segments":  # queries by blocks as long as the window, each but the first with a window of keys before
+        blocks, rest = np.divmod(spans, window)
+        seen = window**2 + (blocks - 1) * window * (2 * window - 1) + rest * (rest + window - 1)
     return float(np.where(spans > window, seen, whole).sum() / whole.sum())
 
 
@@ -131,8 +141,8 @@ def memory_bytes(
     of_token = hidden + (2 * shape.attention + shape.kv_width) / shape.layers
     activations = max(part.computed_tokens for part in parts) * of_token
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
-    scattered = method.packs or len(parts) > 1
-    kept = sum(lengths) if scattered and not pads_are_held else len(lengths) * max(lengths)
+    scatters = _scatters(shape, method, parts)
+    kept = sum(lengths) if scatters and not pads_are_held else len(lengths) * max(lengths)
     return shape.bytes(1, kept, len(lengths), way.element_size) + way.element_size * activations
 
 

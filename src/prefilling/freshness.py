@@ -17,15 +17,14 @@ SAMPLES = 32  # entries of a weight that are compared where the forward holds a 
 
 
 def state_of(model: PreTrainedModel) -> State:
-    """Equal as long as no module or weight of decoder and output layer was replaced, moved, cast or changed in place.
+    """Equal as long as no module and no weight of the decoder was replaced, moved, cast or changed in place.
 
     A change through ``parameter.data`` leaves no trace but in the numbers, of which some are looked at on a CPU. On a
     GPU a forward's joined weights are the very memory of the layers', so that it sees such a change by itself.
     """
-    parts = (model.get_decoder(), model.get_output_embeddings())
-    named = [each for part in parts for each in part.named_modules()]
-    modules = tuple((name, id(module), hooks_of(module)) for name, module in named)
-    weights = tuple((name, *_of_weight(weight)) for part in parts for name, weight in part.named_parameters())
+    decoder = model.get_decoder()
+    modules = tuple((name, id(module), hooks_of(module)) for name, module in decoder.named_modules())
+    weights = tuple((name, *_of_weight(weight)) for name, weight in decoder.named_parameters())
     return modules, weights
 
 

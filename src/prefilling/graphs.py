@@ -124,10 +124,6 @@ class GraphForward:
             keep(layer, kv[:tokens])
         return captured.hidden[: len(last)].clone()
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As ``FusedForward``'s."""
-        return self._fused.logits(hidden)
-
     def _make(self, bucket: Bucket, like: ByOffsets) -> Captured:
         """Capture the forward of a bucket, on pads."""
         device = like.offsets.device

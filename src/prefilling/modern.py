@@ -13,7 +13,7 @@ from ..cli import UserError
 from .attention.kernels import kernel_of
 from .attention.spans import Attention, spans_of, windows_of
 from .cache import CacheWriter
-from .forward import FusedForward, OwnForward
+from .forward import FusedForward, OwnForward, logits_of
 from .graphs import GraphForward, cuda_graph
 from .layout import Layout, Part, most_at_once, packed, parts_of, right_padded
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
@@ -111,7 +111,8 @@ class Modern:
             writer.places = chunk.places
             hidden.append(forward(chunk.token_ids, chunk.positions, chunk.segments, chunk.last, writer.keep))
         last = torch.cat(hidden)
-        logits, cache = forward.logits(last[order.to(last.device)]), writer.cache()
+        logits = logits_of(self._model.get_output_embeddings(), last[order.to(last.device)])
+        cache = writer.cache()
         t.lap("forward")
         first_tokens = None
         if self._options.metric == "ttft":
