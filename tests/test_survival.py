@@ -272,6 +272,27 @@ def test_what_goes_wrong_outside_of_a_method_is_a_row(
     assert (row.status, row.status_reason) == (status, reason)
 
 
+def test_a_limit_that_holds_no_prompts_is_named(
+    tiny_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It was said that transformers does not accept the model's architecture."""
+
+    def measure(config: Config, *_: object) -> int:
+        return len(prepare(config).methods)
+
+    def for_model(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    config = tiny_config()
+    config.memory_limit_mb = 300
+    monkeypatch.setattr(template, "limit_memory", lambda _: None)
+    monkeypatch.setattr("src.prefilling.models.AutoConfig.for_model", for_model)
+    assert template._measured(measure, as_dict(config), str(tmp_path / "none"), None, progress=False) == 2
+    said = "memory_limit_mb: 300 MB are used up before prompts are loaded; give more, or leave it out"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 @pytest.mark.parametrize(("experiment", "ended", "status", "code"), [
     ("largest_batch", 1, "oom", 0), ("largest_batch", 70, "oom", 70), ("largest_batch", 1, "ok", 1),
     ("largest_batch", 1, "error", 1), ("largest_batch", 1, "timeout", 1), ("under_load", 1, "oom", 1),

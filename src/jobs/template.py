@@ -92,6 +92,9 @@ def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | No
     except BAD_INPUT as error:
         return report(error)
     except Exception as error:
+        if isinstance(error, MemoryError) and typed.memory_limit_mb is not None and not path.exists():
+            used_up = f"{typed.memory_limit_mb:,} MB are used up before prompts are loaded"
+            return report(UserError("memory_limit_mb", used_up, "give more, or leave it out"))
         with terminal.progress_line(progress):
             terminal.make_room()
         traceback.print_exc()

@@ -81,6 +81,8 @@ def find_model(model: ModelConfig) -> ModelSource:
     _check_family(family, "model.architecture")
     try:
         config = AutoConfig.for_model(family, **shape)
+    except MemoryError:
+        raise
     except Exception as error:  # transformers validates shapes with exceptions of several kinds
         reason = " ".join(str(error).split())[:200]  # its first line alone names only the rule
         raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
