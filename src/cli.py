@@ -85,6 +85,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the system's or a GPU's.
+
+    Torch's allocator for CPUs raises a RuntimeError, which only its text tells; that of GPUs a class of torch's, which
+    is known by its name here, for this file does not load torch.
+    """
+    named = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def report(error: Exception) -> int:
     """Print the one line that says what was wrong with the input, and return the exit code for it."""
     if SHOW_TRACEBACK:

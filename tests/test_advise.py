@@ -28,7 +28,9 @@ from src.measure.plan import prepare
 from src.measure.process import CpuUse
 from src.measure.timer import NoTimer
 from src.measure.work import TERMS, Way, memory_bytes, work_of
+from src.prefilling.attention import segments
 from src.prefilling.attention.kernels import KERNELS
+from src.prefilling.attention.spans import Spans
 from src.prefilling.engines import make_engine
 from src.prefilling.method import Method, PrefillOptions
 from src.prefilling.methods import METHODS
@@ -104,6 +106,10 @@ def test_the_work_is_what_the_method_computes(method: Method, most: int | None, 
     assert done.attention_pairs is not None
     assert counted["pairs"] == pytest.approx(4 * done.attention_pairs * shape.attention)
     assert (counted["layers"] > shape.layers) == (most is not None)
+    if most is None:
+        spans = np.array(lengths if method.packs else [120] * 6)
+        planned = segments.plan(Spans(np.cumsum(spans) - spans, spans, 1, int(spans.sum())))
+        assert counted["calls"] == (len(planned.groups) if kernel == "segments" else 1) * shape.layers
 
 
 def synthetic(costs: np.ndarray, noise: float, seed: int = 0) -> list[Sample]:

@@ -23,7 +23,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from .. import terminal
-from ..cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_is, report
+from ..cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_is, ran_out_of_memory, report
 from ..config import Config
 
 EXIT_CRASHED = 70
@@ -92,15 +92,13 @@ def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | No
     except BAD_INPUT as error:
         return report(error)
     except Exception as error:
-        if isinstance(error, MemoryError) and typed.memory_limit_mb is not None and not path.exists():
+        if ran_out_of_memory(error) and typed.memory_limit_mb is not None and not path.exists():
             used_up = f"{typed.memory_limit_mb:,} MB are used up before prompts are loaded"
             return report(UserError("memory_limit_mb", used_up, "give more, or leave it out"))
         with terminal.progress_line(progress):
             terminal.make_room()
         traceback.print_exc()
-        # Torch's allocator for CPUs raises a RuntimeError, which only its text tells.
-        out_of_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        status = "oom" if out_of_memory else "error"
+        status = "oom" if ran_out_of_memory(error) else "error"
         reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))

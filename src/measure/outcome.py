@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..cli import warn
+from ..cli import ran_out_of_memory, warn
 from ..prefilling.method import Engine, Method
 from ..prefilling.packing import Bins
 from ..queueing.loop import Served
@@ -99,8 +98,7 @@ class Outcome:
 def status_of(error: BaseException) -> tuple[str, str]:
     """What became of a method that ended in an error, as the status of its row and the reason."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-    return ("oom", text) if out_of_memory else ("error", f"{type(error).__name__}: {text}")
+    return ("oom", text) if ran_out_of_memory(error) else ("error", f"{type(error).__name__}: {text}")
 
 
 @dataclass

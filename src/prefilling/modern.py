@@ -80,17 +80,17 @@ class Modern:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
         """One batch, as ``Engine.prefill`` says."""
-        lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        longest, forward = int(lengths.max()), self._forward
+        sizes = [len(ids) for ids in prompts]
+        lengths, longest, forward = np.array(sizes, dtype=np.int64), max(sizes), self._forward
         writer = CacheWriter(lengths, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
         packs, most = self._method.packs, most_at_once(self._options.max_tokens, self._model.device.type)
-        parts = parts_of(self._method, lengths.tolist(), self._options.pack, most, bins)
+        parts = parts_of(self._method, sizes, self._options.pack, most, bins)
         numbers = [part.prompts for part in parts]
         layouts = [_layout(part, prompts, own, packs) for part, own in zip(parts, numbers, strict=True)]
         scatters = self._scatters or len(parts) > 1  # parts of a padded batch are scattered into one cache, too
         spare = writer.spare if scatters else None
         places = [_places(layout, own, longest, spare) for layout, own in zip(layouts, numbers, strict=True)]
-        spans = [spans_of(part, lengths.tolist(), packs, self._windows) for part in parts]
+        spans = [spans_of(part, sizes, packs, self._windows) for part in parts]
         order = torch.from_numpy(np.argsort(np.concatenate(numbers)))
         t.lap("plan")
         segments = [self._kernel.plan(each) for each in spans]
