@@ -23,11 +23,12 @@ from src.measure.verify import verify
 from src.prefilling import cpp
 from src.prefilling.attention import dense, flash, flex, native, segments, varlen
 from src.prefilling.attention.kernels import AUTO, KERNELS, kernel_of
-from src.prefilling.attention.spans import Spans, causal, windows_of
+from src.prefilling.attention.spans import Spans
 from src.prefilling.cache import new_cache
 from src.prefilling.engines import make_engine
 from src.prefilling.method import Prefilled, PrefillOptions
 from src.prefilling.methods import METHODS, method_of
+from src.prefilling.shape import windows_of
 from src.records.row import Row
 from src.records.store import Record
 from src.report.section import make
@@ -95,15 +96,21 @@ def test_blocks_are_those_that_a_look_at_every_pair_finds(lengths: list[int], ga
         assert all(parts[key].any() for key in partial), "a block is computed for nothing"
 
 
-@given(lengths=Lengths)
+@given(lengths=Lengths, windows=st.sampled_from([(None,), (1,), (7,), (130,), (500,), (7, 130), (7, None)]))
 @settings(deadline=None)
-def test_pairs_are_at_least_those_needed_and_exact_where_nothing_is_padded(lengths: list[int]) -> None:
+def test_pairs_are_at_least_those_needed_and_exact_where_nothing_is_padded(
+    lengths: list[int], windows: tuple[int | None, ...]
+) -> None:
     size = np.array(lengths)
-    spans = Spans(np.cumsum(size) - size, size, 1, int(size.sum()))
-    needed = sum(length * (length + 1) // 2 for length in lengths)
-    assert causal(size) == varlen.plan(spans).pairs == flash.plan(spans).pairs == needed
+    spans = Spans(np.cumsum(size) - size, size, 1, int(size.sum()), windows)
+    widest = 10**6 if None in windows else max(window or 0 for window in windows)
+    needed = sum(min(seen, widest) for length in lengths for seen in range(1, length + 1))
+    for exact in (varlen, flash, native):
+        assert exact.plan(spans).pairs == needed
     assert segments.plan(spans).pairs >= needed
     assert dense.plan(spans).pairs == sum(lengths) ** 2
+    blocks = flex.plan(spans).blocks[None if None in windows else widest]
+    assert flex.plan(spans).pairs == int(blocks.partial_number.sum() + blocks.full_number.sum()) * flex.BLOCK**2
     assert flex.plan(spans).pairs >= needed
 
 

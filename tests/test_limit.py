@@ -30,7 +30,7 @@ HAND = Shape(
     layers=2,
     kv_parameters=2 * 4 * 2,
     tied=False,
-    window=math.inf,
+    window=None,
 )
 
 

@@ -216,7 +216,7 @@ def key_of(plan: Plan, shape: Shape) -> dict[str, Any]:
     """What a calibration holds for: nothing else may be predicted from it."""
     return {
         "model": plan.config.model.name,
-        "shape": asdict(replace(shape, window=min(shape.window, 2.0**62))),  # JSON knows no infinity
+        "shape": asdict(shape),
         "dtype": plan.config.dtype,
         "loadbit": plan.config.loadbit,
         "packing": plan.config.packing,

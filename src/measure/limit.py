@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..prefilling.shape import Shape
+from ..prefilling.shape import Shape, causal_pairs
 from .rates import Rates
 
 TOKEN_ID_BYTES = 8  # int64, as the methods pass them
@@ -34,15 +34,14 @@ def least_operations(shape: Shape, lengths: Lengths) -> float:
 
     Additive: two batches cost what their union costs.
     """
-    length = np.asarray(lengths, dtype=np.float64)
+    length = np.asarray(lengths, dtype=np.int64)
     tokens, k = length.sum(), len(length)
     in_last = tokens * shape.kv_parameters + k * (shape.layer_parameters / shape.layers - shape.kv_parameters)
     linear = tokens * shape.layer_parameters * (shape.layers - 1) / shape.layers + in_last
-    seen_by_last = np.minimum(length, shape.window)  # keys that a prompt's last token sees
-    # Pairs: a ramp up to the window, then as many as it holds for each further token.
-    pairs = seen_by_last * (seen_by_last + 1) / 2 + (length - seen_by_last) * seen_by_last
+    seen_by_last = length if shape.window is None else np.minimum(length, shape.window)  # keys of a last token
+    pairs = causal_pairs(length, shape.window)
     per_layer = shape.attention / shape.layers
-    attention = 2 * per_layer * ((shape.layers - 1) * pairs.sum() + seen_by_last.sum())  # scores, then values
+    attention = 2 * per_layer * ((shape.layers - 1) * pairs + seen_by_last.sum())  # scores, then values
     return float(2 * (linear + attention + k * shape.vocabulary))
 
 

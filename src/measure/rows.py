@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from .. import stats
 from ..config import Config, as_dict, config_hash, other_settings
-from ..prefilling.attention.spans import causal
 from ..prefilling.method import PHASES, Method
 from ..prefilling.methods import BASELINE, ORDERED
+from ..prefilling.shape import causal_pairs, widest_of, windows_of
 from ..records.row import COLUMNS, Row, set_speedup
 from ..records.store import Record
 from . import load
@@ -186,7 +186,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         generated_equal_pct=outcome.verification.generated_equal_pct,
     )
     if outcome.passes:
-        _add_times(row, outcome, prompts.lengths)
+        _add_times(row, outcome, prompts.lengths, widest_of(windows_of(plan.source.config)))
         kept = outcome.passes[-1:] if "last-run-only" in plan.faults else outcome.passes
         if not method.apart:
             add_memory(row, kept)
@@ -226,7 +226,7 @@ def _side_by_side(base: Outcome, own: Outcome) -> tuple[NDArray[np.float64], NDA
     return base.seconds[:repeats], own.seconds[:repeats]
 
 
-def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64]) -> None:
+def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64], window: int | None) -> None:
     seconds = outcome.seconds
     samples = outcome.passes[0].samples
     mean = stats.mean_interval(seconds, batches_are_draws=not outcome.method.needs_dataset)
@@ -247,7 +247,7 @@ def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64]) -> None:
         row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     pairs = [sample["attention_pairs"] for sample in samples]
     if None not in pairs:
-        row.attention_pairs_ratio = sum(pairs) / causal(lengths)
+        row.attention_pairs_ratio = sum(pairs) / causal_pairs(lengths, window)
     row.rows_per_batch_mean = float(np.mean([sample["rows"] for sample in samples]))
     for phase in PHASES:
         spans = [sample[f"{phase}_s"] for done in outcome.passes for sample in done.samples]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..prefilling.attention.kernels import KERNELS, kernel_of
 from ..prefilling.attention.spans import spans_of
-from ..prefilling.layout import Part, most_at_once, parts_of
+from ..prefilling.layout import Part, most_at_once, parts_of, scatters
 from ..prefilling.method import Method, Pack
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
@@ -78,51 +78,23 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     k, computed = len(lengths), sum(part.computed_tokens for part in parts)
     of_layer = shape.layer_parameters / shape.layers
     everywhere = shape.layer_parameters - of_layer + shape.kv_parameters  # weights that every position passes
-    spans = [spans_of(part, lengths, method.packs) for part in parts]
+    spans = [spans_of(part, lengths, method.packs, (shape.window,)) for part in parts]
     attention = [KERNELS[way.kernel].plan(each) for each in spans]
-    pairs = sum(
-        made.pairs * _share_within(shape.window, each.lengths.astype(float), way.kernel)
-        for made, each in zip(attention, spans, strict=True)
-    )
-    zeroed, scattered = (k * max(lengths), 2.0 * computed) if _scatters(shape, method, parts) else (0.0, 0.0)
+    zeroed, scattered = 0.0, 0.0
+    if scatters(method, parts, shape.window is not None):
+        zeroed, scattered = k * max(lengths), 2.0 * computed
     return np.array(
         [
             shape.layers * len(parts),
             2.0 * k * (shape.vocabulary + of_layer - shape.kv_parameters),
             2.0 * computed * everywhere,
-            4.0 * pairs * shape.attention,
+            4.0 * sum(made.pairs for made in attention) * shape.attention,
             sum(made.calls for made in attention) * shape.layers,
             sum(made.gathered for made in attention) * (shape.attention + shape.kv_width) * way.element_size,
             zeroed * shape.kv_width * way.element_size,
             scattered * shape.kv_width * way.element_size,
         ]
     )
-
-
-def _scatters(shape: Shape, method: Method, parts: Sequence[Part]) -> bool:
-    """Whether keys and values are scattered into a cache of zeros.
-
-    A padded method's rows are its cache already, unless parts or a sliding window ask for left padding.
-    """
-    return method.packs or len(parts) > 1 or bool(np.isfinite(shape.window))
-
-
-def _share_within(window: float, spans: Floats, kernel: str) -> float:
-    """The share of a kernel's pairs that a sliding window leaves it; a dense mask leaves it all.
-
-    It is above 1 where blocks are computed whole and few lie within a segment.
-
-    Args:
-        spans: tokens of each segment.
-    """
-    if not np.isfinite(window) or kernel == "dense":
-        return 1.0
-    whole = spans * (spans + 1) / 2
-    seen = window * spans - window * (window - 1) / 2
-    if kernel == "segments":  # queries by blocks as long as the window, each but the first with a window of keys before
-        blocks, rest = np.divmod(spans, window)
-        seen = window**2 + (blocks - 1) * window * (2 * window - 1) + rest * (rest + window - 1)
-    return float(np.where(spans > window, seen, whole).sum() / whole.sum())
 
 
 def memory_bytes(
@@ -141,8 +113,8 @@ def memory_bytes(
     of_token = hidden + (2 * shape.attention + shape.kv_width) / shape.layers
     activations = max(part.computed_tokens for part in parts) * of_token
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
-    scatters = _scatters(shape, method, parts)
-    kept = sum(lengths) if scatters and not pads_are_held else len(lengths) * max(lengths)
+    scattered = scatters(method, parts, shape.window is not None)
+    kept = sum(lengths) if scattered and not pads_are_held else len(lengths) * max(lengths)
     return shape.bytes(1, kept, len(lengths), way.element_size) + way.element_size * activations
 
 

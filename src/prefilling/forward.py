@@ -23,10 +23,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from . import onednn, passes
-from .attention.spans import Attention, windows_of
+from .attention.spans import Attention
 from .attention.within import within
 from .cache import new_cache
 from .freshness import State, hooks_of, state_of
+from .shape import windows_of
 
 # Tokens of a tile. Fewer than about 1,000 cost a CPU's products speed (256 of them: 8 % of llama-110m's prefill).
 TILE = {"cpu": 2048, "cuda": 65_536}

@@ -17,12 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from .attention.kernels import KERNELS
-from .attention.spans import Spans, windows_of
+from .attention.spans import Spans
 from .attention.within import within
 from .cache import new_cache
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .modern import Modern
 from .packing import Bins
+from .shape import windows_of
 
 
 def equally_long(prompts: Sequence[TokenIds]) -> NDArray[np.int64]:

@@ -68,6 +68,14 @@ def most_at_once(limit: int | None, device_type: str) -> int | None:
     return limit if limit is None or device_type != "cpu" else min(limit, CPU_TOKENS)
 
 
+def scatters(method: Method, parts: Sequence[Part], windowed: bool) -> bool:
+    """Whether keys and values are scattered into a cache of left-padded rows.
+
+    A padded method's rows are its cache already, unless parts or a sliding window ask for left padding.
+    """
+    return method.packs or len(parts) > 1 or windowed
+
+
 def _within(most: int | None, tokens: Sequence[int]) -> Bins:
     """Numbers of what is computed at once: in their order, at most ``most`` tokens; what is longer goes alone."""
     parts: Bins = [[]]

@@ -128,8 +128,8 @@ class Prefilled:
         first_tokens: the first new token of each prompt, on the host; None for the prefill metric.
         computed_tokens: token positions that passed through the model, pads included.
         rows: rows of the forward: prompts for padded methods, bins for prepacking.
-        attention_pairs: query-key pairs that attention computed in each head of a layer, a sliding window apart; None
-            where that is not known.
+        attention_pairs: query-key pairs that attention computed in each head of a layer (with the widest sliding
+            window); None where that is not known.
         every_logit: [rows, width, vocab] where ``keeps_logits`` asks for them.
         measured_seconds: the batch's time, where another process computed it and read its own clock.
     """

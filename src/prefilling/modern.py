@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from ..cli import UserError
 from .attention.kernels import kernel_of
-from .attention.spans import Attention, spans_of, windows_of
+from .attention.spans import Attention, spans_of
 from .cache import CacheWriter
 from .forward import FusedForward, OwnForward, logits_of
 from .graphs import GraphForward, cuda_graph
-from .layout import Layout, Part, most_at_once, packed, parts_of, right_padded
+from .layout import Layout, Part, most_at_once, packed, parts_of, right_padded, scatters
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
+from .shape import windows_of
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class Modern:
         self._kernel = kernel_of(method.attention or options.attention, model.device, model.dtype)
         self.elementwise = getattr(self._forward, "elementwise", None)
         self.attention = ("" if method.packs else "right-padded, ") + self._kernel.WORDS
-        self._windows = windows_of(model.config)
-        self._scatters = left_padded or method.packs or self._windows != (None,)
+        self._windows, self._left_padded = windows_of(model.config), left_padded
 
     def close(self) -> None:
         """Nothing is held that the model does not hold."""
@@ -87,8 +87,8 @@ class Modern:
         parts = parts_of(self._method, sizes, self._options.pack, most, bins)
         numbers = [part.prompts for part in parts]
         layouts = [_layout(part, prompts, own, packs) for part, own in zip(parts, numbers, strict=True)]
-        scatters = self._scatters or len(parts) > 1  # parts of a padded batch are scattered into one cache, too
-        spare = writer.spare if scatters else None
+        left_padded = self._left_padded or scatters(self._method, parts, self._windows != (None,))
+        spare = writer.spare if left_padded else None
         places = [_places(layout, own, longest, spare) for layout, own in zip(layouts, numbers, strict=True)]
         spans = [spans_of(part, sizes, packs, self._windows) for part in parts]
         order = torch.from_numpy(np.argsort(np.concatenate(numbers)))
@@ -99,7 +99,7 @@ class Modern:
         device = self._model.device
         chunks = [chunk.to(device) for chunk in chunks]
         column = np.arange(longest)
-        kept = column >= longest - lengths[:, None] if scatters else column < lengths[:, None]
+        kept = column >= longest - lengths[:, None] if left_padded else column < lengths[:, None]
         mask = kept.astype(np.int64)
         mask_on_device = torch.from_numpy(mask).to(device, non_blocking=True)
         order = order.to(device, non_blocking=True)

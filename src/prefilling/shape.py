@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -18,7 +21,8 @@ class Shape:
         layer_parameters: weights of all layers; vocabulary: hidden size times vocabulary; attention: layers times
             the heads' total width; kv_width: keys and values of one token, elements over all layers.
         layers: their number; kv_parameters: weights of one layer's key and value projections; tied: the head is the
-        embedding; window: keys that a query sees at most (infinite where it sees all before it).
+        embedding; window: keys that a query sees at most, None where it sees all before it (a
+            model whose layers differ counts by the widest).
     """
 
     layer_parameters: int
@@ -29,7 +33,7 @@ class Shape:
     layers: int
     kv_parameters: int
     tied: bool
-    window: float
+    window: int | None
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Shape:
@@ -48,7 +52,7 @@ class Shape:
             layers=layers,
             kv_parameters=kv,
             tied=bool(config.tie_word_embeddings),
-            window=getattr(config, "sliding_window", None) or math.inf,
+            window=widest_of(windows_of(config)),
         )
 
     def operations(self, rows: int, width: int, logit_positions: int) -> float:
@@ -64,3 +68,28 @@ class Shape:
         """Lower bound of the memory that weights, KV and logits of a forward hold at once."""
         weights = self.layer_parameters + self.vocabulary
         return element_size * (weights + rows * width * self.kv_width + float(logit_positions) * self.vocab_size)
+
+
+def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
+    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    without = config.model_type == "llama" or kinds == {"full_attention"}
+    window = None if without else getattr(config, "sliding_window", None)
+    return (window, None) if window is not None and "full_attention" in kinds else (window,)
+
+
+def widest_of(windows: Iterable[int | None]) -> int | None:
+    """The widest of sliding windows, where None is one that holds everything."""
+    found = list(windows)
+    return None if None in found else max(window for window in found if window is not None)
+
+
+def causal_pairs(lengths: NDArray[np.int64], window: int | None = None) -> int:
+    """Query-key pairs of causal attention within segments of these lengths: a ramp, no higher than a sliding window.
+
+    Args:
+        lengths: int64 [segments].
+        window: keys that a query sees at most, itself included.
+    """
+    highest = lengths if window is None else np.minimum(lengths, window)
+    return int((highest * (highest + 1) // 2 + (lengths - highest) * highest).sum())

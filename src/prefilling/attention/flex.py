@@ -71,6 +71,11 @@ class Blocks:
             found += [torch.from_numpy(order), torch.from_numpy(chosen.sum(1).astype(np.int32))]
         return cls(*found)
 
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of all blocks that are seen."""
+        return int(self.partial_number.sum() + self.full_number.sum()) * BLOCK**2
+
     def to(self, device: torch.device) -> Blocks:
         """A copy on the device; transfers do not wait."""
         return Blocks(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
@@ -151,6 +156,4 @@ def plan(spans: Spans) -> Flex:
     offsets = np.unique([*spans.offsets, -(-spans.tokens // step) * step])
     numbers = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
     blocks = {window: Blocks.of(offsets, window) for window in spans.windows}
-    without = blocks.get(None) or Blocks.of(offsets, None)
-    pairs = (int(without.partial_number.sum()) + int(without.full_number.sum())) * BLOCK**2
-    return Flex(torch.from_numpy(numbers), blocks, pairs)
+    return Flex(torch.from_numpy(numbers), blocks, blocks[spans.widest].pairs)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from .. import cpp
-from .spans import Attention, Spans, causal
+from ..shape import causal_pairs
+from .spans import Attention, Spans
 
 NAME = "native"
 WORDS = "by segment, C++ for this processor"
@@ -81,4 +82,4 @@ def plan(spans: Spans) -> Native:
     count = np.minimum(most, spans.lengths[segment] - first)
     blocks = np.column_stack([spans.starts[segment], first, count])[np.argsort(-(first + count), kind="stable")]
     run = _untraced() if "torch._dynamo" in sys.modules else _run  # importing the compiler takes seconds
-    return Native(np.ascontiguousarray(blocks, dtype=np.int32), causal(spans.lengths), run)
+    return Native(np.ascontiguousarray(blocks, dtype=np.int32), causal_pairs(spans.lengths, spans.widest), run)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from .spans import Attention, Spans, causal
+from .spans import Attention, Spans
 
 NAME = "segments"
 WORDS = "by segment, SDPA"
@@ -146,14 +146,26 @@ def plan(spans: Spans) -> Segments:
             column = np.arange(width)
             index = torch.from_numpy(np.where(column < size[:, None], starts[members, None] + column, spans.tokens))
         groups.append(Group(index, int(starts[members[0]]), len(members), width))
-    return Segments(groups, causal(np.repeat([group.width for group in groups], [group.count for group in groups])))
+    return Segments(groups, sum(group.count * _pairs(group.width, spans.widest) for group in groups))
+
+
+def _blocks(width: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Blocks of queries as long as the window: where each begins and ends, and the first key that it sees."""
+    for start in range(0, width, window):
+        yield start, min(start + window, width), max(0, start - window + 1)
+
+
+def _pairs(width: int, window: int | None) -> int:
+    """Query-key pairs that are computed of a segment, its pads among them."""
+    if window is None or width <= window:
+        return width * (width + 1) // 2
+    return sum((end - start) * (end - first) for start, end, first in _blocks(width, window))
 
 
 def _windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
     """Causal attention within a sliding window, in blocks of queries as long as the window: masks stay [W, 2 W]."""
-    width, found = q.shape[2], []
-    for start in range(0, width, window):
-        end, first = min(start + window, width), max(0, start - window + 1)
+    found = []
+    for start, end, first in _blocks(q.shape[2], window):
         distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(first, end, device=q.device)
         found.append(
             scaled_dot_product_attention(

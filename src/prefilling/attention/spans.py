@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.autograd import profiler
-from transformers import PretrainedConfig
 
 from ..layout import Part
+from ..shape import causal_pairs, widest_of
 
 Ints = NDArray[np.int64]
 SPAN, SPAN_OF_TORCH = "attention of a layer", "operators of torch"  # names in a profile
@@ -35,6 +35,11 @@ class Spans:
     rows: int
     width: int
     windows: tuple[int | None, ...] = (None,)
+
+    @property
+    def widest(self) -> int | None:
+        """The widest of the windows; None where a layer has none."""
+        return widest_of(self.windows)
 
     @property
     def tokens(self) -> int:
@@ -59,8 +64,8 @@ class Attention(ABC):
     """Segments made ready for one kernel.
 
     Attributes:
-        pairs: query-key pairs that it computes in a head of a layer without a window; kernels that leave out what
-            lies above the diagonal by blocks are counted as if they did so by pairs.
+        pairs: query-key pairs that it computes in a head of a layer with the widest window; kernels that leave out by
+            blocks what lies above the diagonal or behind the window are counted as if they did so by pairs.
         spare_rows: how many rows the line needs behind its tokens.
         calls: of the kernel, for a layer.
         gathered: tokens whose queries, keys and values are brought together before them.
@@ -130,7 +135,7 @@ class ByOffsets(Attention):
         """Take the offsets."""
         offsets = spans.offsets
         lengths = np.diff(offsets)
-        return cls(torch.from_numpy(offsets.astype(np.int32)), int(lengths.max()), causal(lengths))
+        return cls(torch.from_numpy(offsets.astype(np.int32)), int(lengths.max()), causal_pairs(lengths, spans.widest))
 
     def to(self, device: torch.device) -> Self:
         """A copy on the device; transfers do not wait."""
@@ -158,16 +163,3 @@ def spans_of(part: Part, lengths: Sequence[int], packs: bool, windows: tuple[int
     size = np.array([lengths[prompt] for row in part.rows for prompt in row], dtype=np.int64)
     ends = [np.cumsum([lengths[prompt] for prompt in row]) + place * part.width for place, row in enumerate(part.rows)]
     return Spans(np.concatenate(ends) - size, size, number, part.width, windows)
-
-
-def causal(lengths: Ints) -> int:
-    """Query-key pairs of causal attention within segments of these lengths."""
-    return int((lengths * (lengths + 1) // 2).sum())
-
-
-def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
-    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
-    kinds = set(getattr(config, "layer_types", None) or [])
-    without = config.model_type == "llama" or kinds == {"full_attention"}
-    window = None if without else getattr(config, "sliding_window", None)
-    return (window, None) if window is not None and "full_attention" in kinds else (window,)
