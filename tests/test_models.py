@@ -121,6 +121,24 @@ def test_a_path_of_ones_own_is_a_model_of_its_own(tmp_path: Path) -> None:
         find_model(elsewhere.model)  # never random weights of Llama 2's shape under that name
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("none left"), RuntimeError("can't allocate memory")]
+)
+def test_memory_that_runs_out_while_loading_is_no_fault_of_the_folder(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    source = find_model(ModelConfig("tiny", path=str(tmp_path)))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(type(error)) as found:
+        load_model(source, CPU, torch.float32, "none", seed=0)
+    assert found.value is error
+
+
 def test_random_weights_of_a_local_shape(tmp_path: Path) -> None:
     tiny_model().config.save_pretrained(tmp_path)
     source = find_model(ModelConfig("mine", path=str(tmp_path), weights="random"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
@@ -106,14 +107,19 @@ def test_an_error_in_its_thread_comes_out_and_ends_it(serve: Any, monkeypatch: p
         engine.prefill(draw_prompts([4, 2]), NoTimer())
 
 
-def test_memory_that_runs_out_in_its_thread_is_told_apart(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] can't allocate memory")]
+)
+def test_memory_that_runs_out_in_its_thread_is_told_apart(
+    serve: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = serve(tiny_model(), [4])
 
     def fail(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(engine._manager.model, "forward", fail)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
         engine.prefill(draw_prompts([4]), NoTimer())
 
 

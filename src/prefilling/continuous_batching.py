@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from ..cli import UserError
+from ..cli import UserError, ran_out_of_memory
 from .method import Prefilled, Timer, TokenIds
 from .packing import Bins
 
@@ -53,7 +53,7 @@ class ContinuousBatching:
 
         Raises:
             UserError: the library does not serve this model on this device; the message gives its reason.
-            torch.OutOfMemoryError, MemoryError: the paged cache does not fit.
+            torch.OutOfMemoryError, MemoryError, RuntimeError: the paged cache does not fit.
         """
         self._timeout_s = timeout_s
         self._manager: Any = None
@@ -61,9 +61,9 @@ class ContinuousBatching:
         try:
             self._manager = _manager(model, batches, flash=half_on_gpu)
             self._manager.warmup()  # here, so that an error is raised here and not in the thread
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:  # ValueError, ImportError, RuntimeError, by what the model or machine lacks
+            if ran_out_of_memory(error):
+                raise
             problem = f"transformers' continuous batching does not take this model here ({_one_line(error)})"
             raise UserError("method", problem, "leave continuous-batching out") from None
         self.attention = str(self._manager.model.config._attn_implementation)
@@ -133,7 +133,7 @@ class ContinuousBatching:
                 tokens[result.request_id] = int(result.generated_tokens[0])
                 continue
             fatal = manager.background_thread_status.fatal_error
-            if isinstance(fatal, (torch.OutOfMemoryError, MemoryError)):
+            if fatal is not None and ran_out_of_memory(fatal):
                 raise fatal
             if result is not None or fatal is not None or not manager.is_running():
                 reason = _one_line(fatal) if fatal is not None else result.error if result else "its thread ended"

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .. import hub
-from ..cli import UserError, warn
+from ..cli import UserError, ran_out_of_memory, warn
 from ..config import ModelConfig
 from . import gguf, identity, split
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
@@ -81,9 +81,9 @@ def find_model(model: ModelConfig) -> ModelSource:
     _check_family(family, "model.architecture")
     try:
         config = AutoConfig.for_model(family, **shape)
-    except MemoryError:
-        raise
     except Exception as error:  # transformers validates shapes with exceptions of several kinds
+        if ran_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]  # its first line alone names only the rule
         raise UserError("model.architecture", f"transformers does not accept it ({reason})", "mend the YAML") from None
     if unknown := sorted(set(shape) - set(AutoConfig.for_model(family).to_dict()) - OLD_NAMES):
@@ -216,9 +216,9 @@ def load_model(
                     output_loading_info=True,
                     **options,
                 )
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             if "ignore_mismatched_sizes" in str(error):
                 error = ValueError("its tensors have other shapes than its config.json says")
             raise _unloadable(error, source.path, source.weights != "hub", source.revision) from None
