@@ -206,6 +206,16 @@ def test_a_model_that_does_not_fit_is_a_row_for_each_method(measure: Measure, mo
     assert {record.row.status for record in measure(ALL)} == {"oom"}
 
 
+def test_within_a_limit_freed_memory_is_not_kept(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept in pieces too small for the next tensor decided, from run to run, which batch fitted."""
+    kept: list[bool] = []
+    monkeypatch.setattr(runner, "keep_freed_memory", lambda: kept.append(True))
+    measure("isolate=true", "memory_limit_mb=8000")
+    assert not kept
+    measure()
+    assert kept
+
+
 def test_a_batch_that_is_sure_not_to_fit_is_not_tried_on_a_cpu(
     measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
