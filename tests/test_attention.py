@@ -19,8 +19,9 @@ from src.cli import UserError
 from src.config import CHOICES, Config
 from src.measure.compiling import Compiled
 from src.measure.invariance import invariance
+from src.measure.timer import NoTimer
 from src.measure.verify import verify
-from src.prefilling import cpp
+from src.prefilling import cpp, onednn
 from src.prefilling.attention import dense, flash, flex, native, segments, varlen
 from src.prefilling.attention.kernels import AUTO, KERNELS, kernel_of
 from src.prefilling.attention.spans import Spans
@@ -67,6 +68,28 @@ def test_a_mask_that_shows_too_much_is_found(kernel: str, monkeypatch: pytest.Mo
     found = verify(MODELS["llama"], [(PROMPTS, None)], engine, "none")
     assert found.problem is not None
     assert "differ from the prompt run alone" in found.problem
+
+
+@pytest.mark.parametrize("small", [0, onednn.SMALL])
+@pytest.mark.parametrize("kernel", HERE)
+def test_rows_of_products_are_filled_up_in_small_models_alone(
+    kernel: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each new number of rows oneDNN makes code anew."""
+    rows, real = set(), onednn.linear
+
+    def linear(x: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        rows.add(len(x))
+        return real(x, *others, **named)
+
+    monkeypatch.setattr(onednn, "linear", linear)
+    monkeypatch.setattr(onednn, "SMALL", small)
+    engine = make_engine(MODELS["llama"], METHODS["padding-free"], PrefillOptions(attention=kernel))
+    assert verify(MODELS["llama"], [(PROMPTS, None)], engine, "none").problem is None
+    tokens = sum(map(len, PROMPTS))
+    lines = tokens + (kernel == "segments")
+    assert rows == {-(-lines // onednn.ROWS) * onednn.ROWS if small else lines, len(PROMPTS)}
+    assert engine.prefill(PROMPTS, NoTimer()).computed_tokens == tokens
 
 
 Lengths = st.lists(st.integers(1, 400), min_size=1, max_size=12)

@@ -153,6 +153,7 @@ class FusedForward:
                     key_norm=getattr(own, "k_norm", None),
                 )
             )
+        self._weights = sum(weight.numel() for weight in decoder.layers.parameters())
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
     def computed_tokens(self, tokens: int) -> int:
@@ -186,7 +187,8 @@ class FusedForward:
             [k, hidden], normed, the input of the model's output layer at each prompt's last token.
         """
         tokens, heads, kv_heads = token_ids.numel(), self.heads, self.kv_heads
-        more = segments.spare_rows
+        lines = tokens + segments.spare_rows
+        more = (lines if self._layers[0].qkv.packed is None else onednn.rows_of(lines, self._weights)) - tokens
         x = functional.embedding(functional.pad(token_ids.view(-1), (0, more)), self._embed.weight)
         line = functional.pad(positions.view(1, -1), (0, more))
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))

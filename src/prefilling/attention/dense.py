@@ -66,12 +66,14 @@ class Dense(Attention):
     def _attend(
         self, qkv: torch.Tensor, heads: int, kv_heads: int, scale: float, out: torch.Tensor, window: int | None
     ) -> torch.Tensor:
-        rows = qkv.unflatten(0, tuple(self.numbers.shape)).transpose(1, 2)  # [rows, heads + 2 * kv_heads, width, …]
+        tokens, shape = self.numbers.numel(), tuple(self.numbers.shape)
+        rows = qkv[:tokens].unflatten(0, shape).transpose(1, 2)  # [rows, heads + 2 * kv_heads, width, head_dim]
         q, k, v = rows.split([heads, kv_heads, kv_heads], dim=1)
         found = scaled_dot_product_attention(
             q, k, v, attn_mask=self.masks[window], scale=scale, enable_gqa=heads != kv_heads
         )
-        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+        out[:tokens].unflatten(0, shape).unflatten(2, (heads, -1)).copy_(found.transpose(1, 2))
+        return out
 
 
 def plan(spans: Spans) -> Dense:

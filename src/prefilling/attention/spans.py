@@ -98,8 +98,9 @@ class Attention(ABC):
         """Causal attention within each segment.
 
         Args:
-            qkv: [tokens + spare rows, heads + 2 * kv_heads, head_dim], queries, keys and values side by side.
-            out: [tokens + spare rows, heads * head_dim], which a kernel may write into; rows that no segment covers
+            qkv: [lines, heads + 2 * kv_heads, head_dim], queries, keys and values side by side; as many lines as there
+                are tokens and spare rows, on a CPU up to 15 more.
+            out: [lines, heads * head_dim], which a kernel may write into; rows that no segment covers
                 are left as they are.
             window: a query sees this many keys at most, itself included; None: all before it.
 
