@@ -92,6 +92,14 @@ def test_rows_of_products_are_filled_up_in_small_models_alone(
     assert engine.prefill(PROMPTS, NoTimer()).computed_tokens == tokens
 
 
+def test_a_layer_with_a_hook_sees_the_lines_rows_alone() -> None:
+    model, seen = tiny_model("llama"), []
+    model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    make_engine(model, METHODS["padding-free"], PrefillOptions(attention="dense")).prefill(PROMPTS, NoTimer())
+    assert seen == [sum(map(len, PROMPTS)), len(PROMPTS)]  # of the last layer each prompt's last token alone
+
+
 Lengths = st.lists(st.integers(1, 400), min_size=1, max_size=12)
 
 

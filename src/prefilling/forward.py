@@ -153,6 +153,11 @@ class FusedForward:
                     key_norm=getattr(own, "k_norm", None),
                 )
             )
+        linear = [
+            each for layer in self._layers for each in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+        ]
+        # Layers that are called as they are, for their hooks or adapters, are given no rows but the line's.
+        self._all_packed = all(each.packed is not None for each in linear)
         self._weights = sum(weight.numel() for weight in decoder.layers.parameters())
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
@@ -188,7 +193,7 @@ class FusedForward:
         """
         tokens, heads, kv_heads = token_ids.numel(), self.heads, self.kv_heads
         lines = tokens + segments.spare_rows
-        more = (lines if self._layers[0].qkv.packed is None else onednn.rows_of(lines, self._weights)) - tokens
+        more = (onednn.rows_of(lines, self._weights) if self._all_packed else lines) - tokens
         x = functional.embedding(functional.pad(token_ids.view(-1), (0, more)), self._embed.weight)
         line = functional.pad(positions.view(1, -1), (0, more))
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
