@@ -286,7 +286,10 @@ def _check_method(setting: str, name: str, protocol: str) -> None:
     _one_of(setting, method, METHODS)
     if not plus:
         return
-    _one_of(setting, kernel, CHOICES["attention"][1:])
+    kernels = CHOICES["attention"][1:]
+    if kernel not in kernels:
+        problem = f"{name}: unknown attention kernel '{kernel}'"
+        raise UserError(setting, problem, f"choose one of {', '.join(kernels)} after the +")
     if method in SERVING:
         raise UserError(setting, f"{method} attends by a kernel of its own choice", f"leave out +{kernel}")
     if protocol == "paper":

@@ -92,6 +92,14 @@ def test_rows_of_products_are_filled_up_in_small_models_alone(
     assert engine.prefill(PROMPTS, NoTimer()).computed_tokens == tokens
 
 
+@pytest.mark.parametrize("kernel", HERE)
+def test_rows_that_fill_up_bring_no_nan(kernel: str) -> None:
+    model = tiny_model("llama")
+    model.model.embed_tokens.weight.data[0] = torch.nan  # no prompt has this token, which stands for pads
+    engine = make_engine(model, METHODS["padding-free"], PrefillOptions(attention=kernel))
+    assert torch.isfinite(engine.prefill(PROMPTS, NoTimer()).logits).all()
+
+
 def test_a_layer_with_a_hook_sees_the_lines_rows_alone() -> None:
     model, seen = tiny_model("llama"), []
     model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
@@ -243,7 +251,7 @@ def test_kernels_are_measured_side_by_side_and_one_that_is_missing_is_skipped(
 
 
 @pytest.mark.parametrize(("setting", "problem"), [
-    ("methods=[padding-free+fast]", "methods: unknown 'fast'; choose one of segments, native, dense, varlen, "),
+    ("methods=[padding-free+fast]", "methods: padding-free+fast: unknown attention kernel 'fast'; choose one of segments, native, dense, varlen, "),
     ("methods=[padfree+dense]", "methods: unknown 'padfree'"),
     ("method=vllm+dense", "method: vllm attends by a kernel of its own choice; leave out +dense"),
     ("attention=fast", "attention: unknown 'fast'"),

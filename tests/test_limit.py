@@ -141,3 +141,23 @@ def test_every_shipped_model_has_a_limit(tiny_config: object) -> None:
         shape = Shape.of(source.config)
         dense = shape.operations(1, 100, 1)
         assert 0.5 * dense < least_operations(shape, [100]) < dense
+
+
+def test_rates_that_memory_does_not_suffice_for_cost_no_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within memory_limit_mb the buffers of this measurement made methods that fit end as out of memory."""
+    cpu, real = torch.device("cpu"), estimate._products
+
+    def few(a: torch.Tensor, b: torch.Tensor) -> list[Callable[[], torch.Tensor]]:
+        if len(a) > 256:
+            raise RuntimeError("[enforce] can't allocate memory")
+        return real(a, b)
+
+    monkeypatch.setattr(estimate, "_products", few)
+    assert estimate.usual_rate.__wrapped__(cpu, torch.float32) > 0
+    assert estimate.measure_rates(cpu, torch.float32) is None
+    assert "too little memory to measure this machine's rates" in capsys.readouterr().err
+    monkeypatch.setattr(estimate, "_products", lambda a, b: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        estimate.measure_rates(cpu, torch.float32)

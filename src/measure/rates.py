@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ..cli import ran_out_of_memory, warn
 from ..prefilling import onednn
 from .process import available_mb
 
@@ -35,9 +36,15 @@ class Rates:
     bytes_per_s: float
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Measure both rates, in about two seconds at most."""
-    return Rates(matmul_rate(device, dtype), copy_bandwidth(device))
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates | None:
+    """Measure both rates, in about two seconds at most; None, with a note, where memory does not suffice for that."""
+    try:
+        return Rates(matmul_rate(device, dtype), copy_bandwidth(device))
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        warn("there is too little memory to measure this machine's rates: records will have no limit")
+        return None
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -106,13 +113,19 @@ def _seconds_of(product: Callable[[], torch.Tensor], device: torch.device) -> fl
 
 @functools.cache
 def usual_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """``matmul_rate`` in a tenth of a second: good enough to say how long a run will take."""
-    size = SMALLEST_PRODUCT
+    """``matmul_rate`` in a tenth of a second, or until memory runs out: good enough to say how long a run will take."""
+    size, found = SMALLEST_PRODUCT, 0.0
     while True:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        taken_s = min(_seconds_of(way, device) for way in _products(a, b) for _ in range(3))
+        try:
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            taken_s = min(_seconds_of(way, device) for way in _products(a, b) for _ in range(3))
+        except Exception as error:
+            if not found or not ran_out_of_memory(error):
+                raise
+            return found
+        found = 2.0 * size**3 / taken_s
         if taken_s > USUAL_PRODUCT_SECONDS or size == LARGEST_PRODUCT[device.type]:
-            return 2.0 * size**3 / taken_s
+            return found
         size *= 2
 
 

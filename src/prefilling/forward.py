@@ -195,6 +195,7 @@ class FusedForward:
         lines = tokens + segments.spare_rows
         more = (onednn.rows_of(lines, self._weights) if self._all_packed else lines) - tokens
         x = functional.embedding(functional.pad(token_ids.view(-1), (0, more)), self._embed.weight)
+        x[tokens:] = 0  # whatever that token's embedding is: a weight of 0 would not stop a NaN
         line = functional.pad(positions.view(1, -1), (0, more))
         cos, sin = (part[0, :, None, : self.head_dim // 2] for part in self._rotary(x[None], line))
         attended = x.new_zeros(len(x), heads * self.head_dim)

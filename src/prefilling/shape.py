@@ -88,8 +88,9 @@ def causal_pairs(lengths: NDArray[np.int64], window: int | None = None) -> int:
     """Query-key pairs of causal attention within segments of these lengths: a ramp, no higher than a sliding window.
 
     Args:
-        lengths: int64 [segments].
+        lengths: integers [segments].
         window: keys that a query sees at most, itself included.
     """
+    lengths = np.asarray(lengths, dtype=np.int64)  # squares of narrower ones would overflow
     highest = lengths if window is None else np.minimum(lengths, window)
     return int((highest * (highest + 1) // 2 + (lengths - highest) * highest).sum())

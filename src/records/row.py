@@ -165,7 +165,9 @@ class Row:
     useful_share_of_rate: float | None = _figure("useful_tflop_per_s over that rate")
     computed_share_of_rate: float | None = _figure("computed_tflop_per_s over that rate")
     useful_tokens: int | None = _figure("tokens of all prompts")
-    computed_tokens: int | None = _figure("token positions that pass through the model in a pass, pads included")
+    computed_tokens: int | None = _figure(
+        "token positions that pass through the model in a pass, pads included (not what fills up a CPU's products)"
+    )
     padding_ratio: float | None = _figure("computed over useful tokens")
     rows_per_batch_mean: float | None = _figure("rows of a forward: prompts, or bins (the paper's r)")
     longest_prompt_tokens: int | None = _figure("tokens of the longest prompt")
