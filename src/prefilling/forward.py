@@ -162,7 +162,7 @@ class FusedForward:
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
     def computed_tokens(self, tokens: int) -> int:
-        """Token positions that pass through the model for a line of so many."""
+        """Token positions that pass through the model for a line of so many, rows that fill up its products apart."""
         return tokens
 
     @property
