@@ -13,7 +13,7 @@ from .. import stats
 from ..config import Config, as_dict, config_hash, other_settings
 from ..prefilling.method import PHASES, Method
 from ..prefilling.methods import BASELINE, ORDERED
-from ..prefilling.shape import causal_pairs, widest_of, windows_of
+from ..prefilling.shape import Shape, causal_pairs
 from ..records.row import COLUMNS, Row, set_speedup
 from ..records.store import Record
 from . import load
@@ -186,7 +186,7 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
         generated_equal_pct=outcome.verification.generated_equal_pct,
     )
     if outcome.passes:
-        _add_times(row, outcome, prompts.lengths, widest_of(windows_of(plan.source.config)))
+        _add_times(row, outcome, prompts.lengths, Shape.of(plan.source.config).window)
         kept = outcome.passes[-1:] if "last-run-only" in plan.faults else outcome.passes
         if not method.apart:
             add_memory(row, kept)

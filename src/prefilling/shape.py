@@ -21,8 +21,8 @@ class Shape:
         layer_parameters: weights of all layers; vocabulary: hidden size times vocabulary; attention: layers times
             the heads' total width; kv_width: keys and values of one token, elements over all layers.
         layers: their number; kv_parameters: weights of one layer's key and value projections; tied: the head is the
-        embedding; window: keys that a query sees at most, None where it sees all before it (a
-            model whose layers differ counts by the widest).
+            embedding; window: keys that a query sees at most, None where it sees all before it (a model whose layers
+            differ counts by the widest).
     """
 
     layer_parameters: int
