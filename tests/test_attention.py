@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ from conftest import FAMILIES, draw_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import MistralConfig, Qwen2Config
 
 from src.cli import UserError
 from src.config import CHOICES, Config
@@ -221,13 +221,14 @@ def test_what_a_machine_or_type_cannot_do_is_said(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_layer_has_the_window_of_its_kind() -> None:
-    def config(**given: Any) -> Any:
-        return SimpleNamespace(**{"model_type": "mistral", "sliding_window": 8} | given)
-
-    assert windows_of(config(model_type="llama")) == (None,)
-    assert windows_of(config()) == (8,)
-    assert windows_of(config(layer_types=["full_attention"] * 2)) == (None,)
-    assert windows_of(config(layer_types=["full_attention", "sliding_attention"])) == (8, None)
+    full, sliding = "full_attention", "sliding_attention"
+    qwen2 = {"use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 2}
+    assert windows_of(MistralConfig(sliding_window=8)) == (8,)
+    assert windows_of(MistralConfig(sliding_window=None)) == (None,)
+    assert windows_of(Qwen2Config(**qwen2, layer_types=[sliding] * 2)) == (8,)
+    assert windows_of(Qwen2Config(**qwen2, layer_types=[full] * 2)) == (None,)
+    assert windows_of(Qwen2Config(**qwen2, layer_types=[full, sliding])) == (8, None)
+    assert windows_of(Qwen2Config(**qwen2 | {"use_sliding_window": False})) == (None,)
 
 
 def test_kernels_are_measured_side_by_side_and_one_that_is_missing_is_skipped(

@@ -27,6 +27,7 @@ from src.prefilling import library, supported
 from src.prefilling.cache import new_cache
 from src.prefilling.forward import FusedForward
 from src.prefilling.models import check_quantizable, check_served, find_model, load_model
+from src.prefilling.shape import windows_of
 
 # One checkpoint of each family, small; what the documentation says of its attention.
 NEOX = {key: value for key, value in TINY.items() if key != "num_key_value_heads"}
@@ -49,6 +50,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "olmo2": (TINY, "norms behind attention and MLP; normed queries and keys"),
     "smollm3": (TINY | {"no_rope_layers": [1, 0], "pad_token_id": 0}, "some layers without positions"),
 }
+FULL, SLIDING = "full_attention", "sliding_attention"
 EDGES = [[13, 5, 8, 2, 21, 3, 3, 11], [40, 2, 3, 1, 2], [1, 1, 1], [7, 7, 7], [6], [1]]
 TOKENS = 6
 DOCUMENT = ROOT / "docs" / "library.md"
@@ -113,6 +115,20 @@ def some_tokenizer(folder: Path | None = None) -> Any:
     if folder:
         made.save_pretrained(folder)
     return made
+
+
+@pytest.mark.parametrize("stray", [
+    {}, {"sliding_window": 3}, {"sliding_window": 3, "layer_types": [FULL, FULL]},
+    {"sliding_window": 3, "layer_types": [SLIDING, FULL], "use_sliding_window": True},
+])  # fmt: skip
+@pytest.mark.parametrize("family", sorted(KINDS))
+def test_windows_are_those_that_the_layers_attend_within(family: str, stray: dict[str, Any]) -> None:
+    model = build(family, **stray)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        seen = model(torch.arange(20, 32)[None], output_attentions=True).attentions
+    keys = {int((layer[0, :, -1] > 0).any(0).sum()) for layer in seen}  # of 12, by the last token
+    assert keys == {min(window or 12, 12) for window in windows_of(model.config)}
 
 
 @pytest.mark.parametrize("method", library.BATCH_METHODS)

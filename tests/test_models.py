@@ -208,7 +208,7 @@ def test_architectures_that_are_not_checked_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'gpt2' is not checked for packed prompts"):
         find_model(ModelConfig("mine", path=str(tmp_path)))
     mixed = TINY | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}
-    with pytest.raises(UserError, match=r"its layers mix full_attention and sliding_attention"):
+    with pytest.raises(UserError, match=r"some of its layers have a sliding window, and some have none"):
         find_model(ModelConfig("mixed", architecture=mixed))
 
 

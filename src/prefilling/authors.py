@@ -21,6 +21,7 @@ from .layout import Layout, left_padded, packed
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
 from .published import Published, Rows
+from .shape import windows_of
 
 
 class Authors(Published):
@@ -82,7 +83,7 @@ class Authors(Published):
     def _mask(self, layout: Layout, bins: Bins) -> torch.Tensor:
         """Additive mask [bins, 1, width, width] in the model's type: each bin's from its prompts' triangles."""
         device, width = self._model.device, layout.token_ids.shape[1]
-        window = getattr(self._model.config, "sliding_window", None)
+        window = windows_of(self._model.config)[0]
         of_bins = []
         for members in bins:
             tokens = int(layout.length[members].sum())

@@ -18,6 +18,7 @@ from .. import hub
 from ..cli import UserError, ran_out_of_memory, warn
 from ..config import ModelConfig
 from . import gguf, identity, split
+from .shape import windows_of
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
@@ -145,9 +146,9 @@ def _has_safetensors(path: str, revision: str | None) -> bool:
 
 def _checked(source: ModelSource) -> ModelSource:
     _check_family(source.config.model_type, "model.path")
-    kinds = set(getattr(source.config, "layer_types", None) or ["full_attention"])
-    if len(kinds) > 1:
-        raise UserError("model.path", f"its layers mix {' and '.join(sorted(kinds))}", "choose a model of one kind")
+    if len(windows_of(source.config)) > 1:
+        problem = "some of its layers have a sliding window, and some have none"
+        raise UserError("model.path", problem, "choose a model whose layers are all of one kind")
     return source
 
 

@@ -14,6 +14,7 @@ from .cache import new_cache, unpack
 from .layout import Layout, left_padded, packed
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
+from .shape import windows_of
 
 
 class Published:
@@ -59,7 +60,7 @@ class Published:
         cache, every = new_cache(), None
         mask: torch.Tensor | None
         if layout.computed_tokens:  # a batch of one-token prompts is empty without last tokens
-            mask = independent_mask(rows.segments, getattr(self._model.config, "sliding_window", None))
+            mask = independent_mask(rows.segments, windows_of(self._model.config)[0])
             t.lap("mask")
             every = self._forward(rows, mask, cache)
         if not self._options.keeps_logits:

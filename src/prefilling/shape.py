@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,11 +72,17 @@ class Shape:
 
 
 def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
-    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
-    kinds = set(getattr(config, "layer_types", None) or [])
-    without = config.model_type == "llama" or kinds == {"full_attention"}
-    window = None if without else getattr(config, "sliding_window", None)
-    return (window, None) if window is not None and "full_attention" in kinds else (window,)
+    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one.
+
+    A configuration keeps fields that its family does not know, and the family's layers pass over them: a Llama that
+    says ``sliding_window`` has none. So only fields that the family declares are read.
+    """
+    declared = inspect.signature(type(config).__init__).parameters
+    window = config.sliding_window if "sliding_window" in declared else None
+    kinds = set(config.layer_types or []) if "layer_types" in declared else set()
+    if window is None or kinds == {"full_attention"}:
+        return (None,)
+    return (window, None) if "full_attention" in kinds else (window,)
 
 
 def widest_of(windows: Iterable[int | None]) -> int | None:

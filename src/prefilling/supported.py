@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .freshness import hooks_of
+from .shape import windows_of
 
 # Restart positions need rotary embeddings; these families are checked by tests against each prompt run alone.
 FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -94,7 +95,7 @@ def unfit(config: Any, forward: str) -> tuple[str, str] | None:
             return "model", f"{name}={getattr(config, name)} is not supported"
     if forward == "transformers":
         return None
-    mixed = len(set(getattr(config, "layer_types", None) or [])) > 1
+    mixed = len(windows_of(config)) > 1
     act = getattr(config, "hidden_act", "")
     if family in FUSED_FAMILIES and not mixed and act == "silu":
         return None
