@@ -21,6 +21,8 @@ from .authors import meant
 from .places import command_line
 
 EXIT_BAD_INPUT = 2
+KINDS = {"Integer": "; give a whole number", "Float": "; give a number", "Boolean": "; give true or false"}
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")  # in the texts of RuntimeErrors
 EXIT_INTERRUPTED = 130
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 
@@ -75,24 +77,34 @@ def _one_line(error: Exception) -> str:
         return f"{name}: there is no such setting; {meant(name)}`{command_line('run')} --help` lists them all"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: there is no such setting; {meant(found[1])}`{command_line('run')} --help` lists them all"
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text):
+        name, values = found.groups()
+        if name.endswith("path"):
+            return f"{name}: a comma in a name; quote it twice: \"{name}='{values}'\""
+        several = (
+            f"write {name}=[{values}] where the setting is a list, and add --multirun to measure one after the other"
+        )
+        return f"{name}: several values; {several}"
     if any(words in text for words in ("mismatched input", "LexerNoViableAlt", "Ambiguous value", "token recognition")):
         some = " ".join(text.split())[:90]
         return f"settings: a value could not be read ({some}); quote it twice: \"dataset.path='a,b=c.jsonl'\""
     if found := re.search(r"is not Optional\s+full_key: (\S+)", text):
         return f"{found[1]}: it cannot be null; leave it out for its default"
     if found := re.search(r"(Value .+)\s*full_key: (\S+)", text):
-        return f"{found[2]}: {found[1].strip()}"
+        wanted = next((said for kind, said in KINDS.items() if f"converted to {kind}" in found[1]), "")
+        return f"{found[2]}: {found[1].strip()}{wanted}"
     return " ".join(text.split())
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, the system's or a GPU's.
 
-    Torch's allocator for CPUs raises a RuntimeError, which only its text tells; that of GPUs a class of torch's, which
-    is known by its name here, for this file does not load torch.
+    Torch's allocator for CPUs and CUDA's libraries raise a RuntimeError, which only its text tells; torch's allocator
+    for GPUs a class of torch's, which is known by its name here, for this file does not load torch.
     """
     named = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
-    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return named or told or isinstance(error, MemoryError)
 
 
 def report(error: Exception) -> int:

@@ -248,6 +248,8 @@ def check(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
+    if config.seed >= 2**63:
+        raise UserError("seed", f"{config.seed} is too large", "give a whole number below 2**63")
     if config.timeout_s is not None and not config.timeout_s > 0:
         raise UserError("timeout_s", f"{config.timeout_s:g} s", "give seconds above 0, or null for no limit")
     if not config.isolate and (config.timeout_s or config.memory_limit_mb):

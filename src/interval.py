@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+FEW = 5  # an interval over fewer draws than this is flagged: t with under four degrees of freedom is a guess
+
 
 @dataclass(frozen=True)
 class Interval:
     """A value with its 95 % interval; ``low`` and ``high`` are NaN where there is too little to tell.
 
-    ``few``: it rests on fewer than five batches, or repeats where only those are draws.
+    ``few``: it rests on fewer than five batches, or repeats where only those are draws, or on a single repeat.
+    ``invalid``: it is of a measurement that something speaks against relying on.
     """
 
     value: float
     low: float
     high: float
     few: bool = False
+    invalid: bool = False
 
     @property
     def precision(self) -> float:

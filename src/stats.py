@@ -12,11 +12,10 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
-from .interval import Interval
+from .interval import FEW, Interval
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
-FEW = 5  # an interval over fewer draws than this is flagged: t with under four degrees of freedom is a guess
 WIDEST = 2.0  # limit of a pivot, in Student's quantiles: a resample of few batches may have almost no spread
 OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
@@ -33,7 +32,7 @@ def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resa
             length, only repeats are draws.
         seed, resamples: of the bootstrap.
     """
-    few = seconds.shape[1 if batches_are_draws else 0] < FEW
+    few = _few(seconds, batches_are_draws)
     return _interval([[(1, seconds if batches_are_draws else seconds.mean(1, keepdims=True))]], few, seed, resamples)
 
 
@@ -49,7 +48,7 @@ def speedup_interval(
             is a draw like any other: then only repeats are draws, and the interval is for this very dataset.
         seed, resamples: of the bootstrap.
     """
-    few = base.shape[1 if same_batches else 0] < FEW
+    few = _few(base, same_batches)
     if not same_batches:  # only the totals of a pass can be paired
         base, other = base.sum(1, keepdims=True), other.sum(1, keepdims=True)
     return _interval([[(1, base), (-1, other)]], few, seed, resamples)
@@ -63,7 +62,8 @@ def between_runs(
     The batches of both are the same, so what batches differ by cancels as in ``speedup_interval``, and what they differ
     by in their ratio (long ones may gain more) stays. The repeats are not the same: those of one run drift with its
     own machine. Nothing of that cancels, and repeat 2 of one has nothing to do with repeat 2 of the other. So each
-    run's drift is a term of its own, from its own repeats, of which there may be more in one than in the other.
+    run's drift is a term of its own, from its own repeats, of which there may be more in one than in the other. A run
+    of one repeat tells nothing of its drift, so that there is no interval.
 
     Args:
         reference, other: [repeats, batches], the repeats of each its own.
@@ -96,13 +96,13 @@ def ratio_of_intervals(top: Interval, bottom: Interval) -> Interval:
     The distances of each interval's ends, as logs, add in squares (Zou and Donner's method of variance estimates
     recovery). Estimates from the same batches vary together, which would cancel: so this is too wide, not too narrow.
     """
-    value = top.value / bottom.value
+    value, doubts = top.value / bottom.value, (top.few or bottom.few, top.invalid or bottom.invalid)
     ends = np.array([top.low, top.high, bottom.low, bottom.high])
     if not (np.isfinite(ends) & (ends > 0)).all():
-        return Interval(value, np.nan, np.nan, top.few or bottom.few)
+        return Interval(value, np.nan, np.nan, *doubts)
     down = np.hypot(np.log(top.value / top.low), np.log(bottom.high / bottom.value))
     up = np.hypot(np.log(top.high / top.value), np.log(bottom.value / bottom.low))
-    return Interval(value, float(value * np.exp(-down)), float(value * np.exp(up)), top.few or bottom.few)
+    return Interval(value, float(value * np.exp(-down)), float(value * np.exp(up)), *doubts)
 
 
 def outliers(seconds: Seconds) -> int | None:
@@ -142,10 +142,17 @@ def squared_errors(relative: Seconds) -> tuple[float, float]:
 
 
 def _of_runs(runs: list[Run], same_batches: bool, seed: int, count: int) -> Interval:
-    few = min(table.shape[1 if same_batches else 0] for run in runs for _, table in run) < FEW
+    few = any(_few(table, same_batches) for run in runs for _, table in run)
     if not same_batches:
         runs = [[(sign, table.sum(1, keepdims=True)) for sign, table in run] for run in runs]
-    return _interval(runs, few, seed, count)
+    found = _interval(runs, few, seed, count)
+    known = all(len(table) > 1 for run in runs for _, table in run)
+    return found if known else Interval(found.value, np.nan, np.nan, few)
+
+
+def _few(seconds: Seconds, batches_are_draws: bool) -> bool:
+    """Whether too little is behind an interval to vouch for it: few draws, or one repeat, which leaves drift out."""
+    return len(seconds) < 2 or seconds.shape[1 if batches_are_draws else 0] < FEW
 
 
 def _interval(runs: list[Run], few: bool, seed: int, count: int) -> Interval:
@@ -171,7 +178,7 @@ def _interval(runs: list[Run], few: bool, seed: int, count: int) -> Interval:
         _, of_batches = squared_errors(_deviations([(sign, table.mean(0, keepdims=True)) for sign, table in tables]))
         # A batch weighs on the total that its own deviation is measured from, and so looks nearer to it.
         error = np.sqrt(of_batches * batches / (batches - 1))
-        pivots = _student(rng, batches - 1, count) if few else _studentized(rng, tables, count)
+        pivots = _student(rng, batches - 1, count) if batches < FEW else _studentized(rng, tables, count)
         away -= error * pivots
     low, high = np.quantile(away, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     with np.errstate(over="ignore"):

@@ -7,6 +7,7 @@ neither writes into the line: it is wiped, and comes back below when it is next 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -45,4 +46,7 @@ def make_room() -> None:
 def say(*lines: str) -> None:
     """Print lines on standard output, above the line of progress where there is one."""
     make_room()
-    print(*lines, sep="\n", flush=True)
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError:  # whoever read it has left, as `| head` does, or its disk is full: what is measured is recorded
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

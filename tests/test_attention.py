@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -316,19 +317,30 @@ def row_of(method: str, seconds: float, dataset: str = "mmlu", **changes: Any) -
     )  # fmt: skip
 
 
-def test_the_section_says_which_kernel_to_take_and_what_the_mask_costs() -> None:
-    rows = [row_of("full-batching", 2.0), row_of("prepacking+segments", 1.0), row_of("prepacking+dense", 1.5),
-            row_of("padding-free+segments", 1.01), row_of("padding-free+dense", 4.0),
-            row_of("padding-free+varlen", 0.0, status="skipped", status_reason="attention: on CUDA alone")]  # fmt: skip
-    rows[-1].seconds_per_batch_mean = None
-    rows += [row_of("full-batching", 1.0, "equal"), row_of("prepacking+dense", 3.0, "equal")]
-    section = make(kernels_section, [Record(row, {}, {}) for row in rows])
+def timed(method: str, seconds: float, dataset: str = "mmlu", **changes: Any) -> Record:
+    """A record of three repeats over six batches, which differ, and whose ratios of two methods hardly do."""
+    rng = np.random.default_rng(len(method))
+    samples = [{"repeat": repeat, "batch": batch, "seconds": seconds * (1 + batch / 10) * rng.uniform(0.99, 1.01)}
+               for repeat in range(3) for batch in range(6)]  # fmt: skip
+    row = row_of(method, seconds, dataset, repeats=3, num_batches=6, **changes)
+    row.speedup_ci_low, row.speedup_ci_high = (value * (row.speedup_over_full_batching or 0) for value in (0.9, 1.1))
+    return Record(row, {}, {}, samples)
+
+
+def test_the_section_says_which_kernel_is_fastest_and_what_the_mask_costs() -> None:
+    skipped = timed("padding-free+varlen", 0.0, status="skipped", status_reason="attention: on CUDA alone")
+    skipped.row.seconds_per_batch_mean = None
+    records = [timed("full-batching", 2.0), timed("prepacking+segments", 1.0), timed("prepacking+dense", 1.5),
+               timed("padding-free+segments", 1.001), timed("padding-free+dense", 4.0), skipped,
+               timed("full-batching", 1.0, "equal"), timed("prepacking+dense", 3.0, "equal")]  # fmt: skip
+    section = make(kernels_section, records)
     assert len(section.table) == 7, "what was skipped has a note and no line"
     advice = section.notes[1]
-    assert advice.startswith("mmlu: take prepacking with segments or padding-free with segments;")
-    assert "under a dense mask prepacking takes 1.50 times as long as by segments" in advice
-    assert "still gains over padded rows (1.33x)" in advice
-    assert section.notes[0] == "equal: take full-batching with auto"
+    started = "mmlu: fastest is prepacking with segments; not told from it: padding-free with segments; under"
+    assert advice.startswith(started)
+    assert re.search(r"a dense mask prepacking takes 1\.50x \[1\.\d\d, 1\.\d\d\] the time that segments takes", advice)
+    assert "still gains over padded rows (1.33x [1.20, 1.47])" in advice
+    assert section.notes[0] == "equal: fastest is full-batching with auto"
     assert any("padding-free+varlen: skipped, attention: on CUDA alone" in note for note in section.notes)
     beside = dict(zip(section.table.frame["Method"] + section.table.frame["Kernel"] + section.table.frame["Prompts"],
                       section.table.frame["Over the fastest"], strict=True))  # fmt: skip
@@ -337,6 +349,15 @@ def test_the_section_says_which_kernel_to_take_and_what_the_mask_costs() -> None
     grid = section.figure.axes[0].images[0].get_array()
     assert grid.shape == (5, 2)
     assert float(np.nanmin(grid)) == 0.0
+    plt.close(section.figure)
+
+
+def test_an_invalid_or_single_run_says_nothing_of_kernels() -> None:
+    slow = timed("prepacking+dense", 3.0, valid=False, invalid_reasons="the host gave 9 % to others")
+    section = make(kernels_section, [timed("full-batching", 6.0), timed("prepacking+segments", 1.0), slow])
+    assert "not told from it: prepacking with dense" in section.notes[0]
+    assert "neither surely gains nor loses over padded rows" in section.notes[0]
+    assert [line[0] for line in section.table.texts()] == ["mmlu (INVALID)", "mmlu", "mmlu"]
     plt.close(section.figure)
 
 

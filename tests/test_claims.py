@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ def figures_closed() -> Iterator[None]:
 SECTIONS = {name_of(module): module for module in modules()}
 
 
-def a_record(method: str, seconds: Any = ((1.0,),), **columns: Any) -> Record:
+def a_record(method: str, seconds: Any = ((1.0,), (1.0,)), **columns: Any) -> Record:
     """A record of seconds[repeat][batch], on mmlu unless said otherwise."""
     table = np.asarray(seconds, dtype=float)
     known = {
@@ -76,19 +77,49 @@ def test_the_example_table(speedup: tuple[Any, ...], verdict: str) -> None:
 
 
 def test_every_dataset_must_be_there_and_faster() -> None:
-    def claimed(*, left_out: str = "", slower: str = "") -> Claim:
+    def claimed(*, left_out: str = "", slower: str = "", **of_alpaca: Any) -> Claim:
         records = []
-        for name in ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256"):
-            cut = {"wikitext512": 512, "wikitext256": 256}.get(name)
-            columns = {"dataset": name, "comparison_id": name, "workload_fingerprint": name, "dataset_max_tokens": cut}
+        names = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")
+        for name, metric in itertools.product(names, ("prefill", "ttft")):
+            cut, run = {"wikitext512": 512, "wikitext256": 256}.get(name), f"{name} {metric}"
+            columns = {"dataset": name, "comparison_id": run, "workload_fingerprint": run, "dataset_max_tokens": cut,
+                       "metric": metric, **(of_alpaca if name == "alpaca" else {})}  # fmt: skip
             speedup = with_speedup(0.8, 0.7, 0.9) if name == slower else with_speedup(2, 1.5, 3)
             both = [a_record("prepacking", **columns, **speedup), a_record("full-batching", **columns)]
-            records += both * (name != left_out)
+            records += both * (run != left_out)
         return only_claim("time_by_dataset", records)
 
     assert claimed().verdict == HOLDS
-    assert (claimed(left_out="rlhf").verdict, claimed(left_out="rlhf").why) == (CANNOT_TELL, "not run on rlhf")
-    assert claimed(slower="alpaca", left_out="rlhf").verdict == FAILS
+    missing = claimed(left_out="rlhf ttft")
+    assert (missing.verdict, missing.why) == (CANNOT_TELL, "not run: TTFT on rlhf")
+    assert claimed(slower="alpaca", left_out="rlhf ttft").verdict == FAILS
+    invalid = claimed(valid=False, invalid_reasons="other processes used 40 % of the processor meanwhile")
+    assert (invalid.verdict, invalid.why) == (CANNOT_TELL, "a run that it rests on is INVALID")
+    assert claimed(valid=False, invalid_reasons="measured with faults on purpose (own-shuffle)").verdict == HOLDS
+    once = claimed(repeats=1)
+    assert (once.verdict, once.why) == (CANNOT_TELL, "too few batches or repeats for an interval")
+
+
+def test_a_section_is_of_one_seed_and_of_the_runs_that_may_be_relied_upon() -> None:
+    columns = {"protocol": "paper", "batch_size": 32}
+    good, other, worse = (
+        [a_record("prepacking", comparison_id=run, created_at=f"2026-01-0{day}", seed=seed, **columns, **speedup,
+                  valid=valid, invalid_reasons=None if valid else "2.0 MB of the process were swapped out"),
+         *(a_record(name, comparison_id=run, created_at=f"2026-01-0{day}", seed=seed, **columns)
+           for name in ("full-batching", "length-ordered"))]
+        for run, day, seed, valid, speedup in (
+            ("a", 1, 0, True, with_speedup(5, 3, 8)), ("b", 2, 1, True, with_speedup(9, 8, 10)),
+            ("c", 3, 0, False, with_speedup(1.2, 1.1, 1.3)),
+        )
+    )  # fmt: skip
+    section = section_of("readme_table", [*good, *other, *worse])
+    assert section.claims[0].ours.startswith("5.00x [3.00, 8.00]")
+    said = "of seed 0; records of seed 1 are left out here, and have to lie in a folder of their own"
+    assert section.notes[-1] == said
+    alone = section_of("readme_table", worse)
+    assert alone.claims[0].verdict == CANNOT_TELL
+    assert next(line[0] for line in alone.table.texts()) == "prepacking (INVALID)"
+    assert "INVALID: prepacking: 2.0 MB of the process were swapped out" in alone.notes
 
 
 def curve(dataset: str, *speedups: tuple[int, float]) -> list[Record]:

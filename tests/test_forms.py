@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from src import run
 from src.cli import UserError, warn
 from src.compose import compose
 from src.config import DatasetConfig
+from src.workload import files
 from src.workload.prompts import Prompts, load_prompts
 from src.workload.tokenizer import Tokenizer, mistral_tokenizer
 
@@ -292,6 +294,10 @@ BAD = {
     "column.csv": (b"prompt,n\n1,2\n3,4\n", "no field that is known to hold prompts; name one of prompt, n"),
     "mixed.jsonl": (b'{"prompt": "a"}\n"b"\n', "(line 2: it has no fields, as the others have"),
     "other.jsonl": (b'{"prompt": "a"}\n{"text": "b"}\n', "(line 2: it holds 'text' in place of 'prompt'"),
+    "absent.jsonl": (b'{"prompt": "a"}\n{"id": 7}\n', "(line 2: it has no field 'prompt', as the others have"),
+    "silent.jsonl": (b'{"messages": [{"role": "user"}]}\n', "(record 1: a message of the user without content"),
+    "lists.json": (b'{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "several lists, train and test"),
+    "spaced.csv": (b" prompt , id\nnobody,1\n\"\",x,\n", "(line 3: it has 3 fields separated by commas, the header 2"),
     "zones.csv": (b"TIMESTAMP,ContextTokens\n2023-11-16 18:15:46,5\n2023-11-16 18:15:46+00:00,0\n", "line 3: '0'"),
     "half.jsonl": (b'{"prompt": "\\ud83d hello"}\n', "(record 1: a text with half of a character"),
     "quotes.csv": (b'prompt,n\n"never closed,1\n', "'quotes.csv' holds no prompts as it is (line 2"),
@@ -316,7 +322,11 @@ def test_a_bad_file_is_one_line_that_says_why(name: str, tmp_path: Path, call: A
     assert not (tmp_path / "r").exists()
 
 
-def test_a_path_of_another_kind_is_refused() -> None:
+def test_a_path_of_another_kind_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("/dev/null", "/dev/stdin", "/dev/fd/63", str(tmp_path / "pipe")):
+        with pytest.raises(UserError, match=f"'{name}' is no regular file; pipe it in, with dataset.path=-"):
+            files.find(name)
     with pytest.raises(UserError, match=r"dataset\.path: 7; give a path, a pattern, a list of either"):
         compose(["dataset=file", "dataset.path=7"])
     with pytest.raises(UserError, match=r"dataset\.turns: unknown 'none'; choose one of all, first, last"):

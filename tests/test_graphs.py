@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from torch.nn.attention import varlen as torch_varlen
 from torch.nn.functional import scaled_dot_product_attention
 
+from src.cli import UserError
+from src.measure.compiling import Compiled
 from src.measure.verify import verify
-from src.prefilling import modern
+from src.prefilling import graphs, modern
 from src.prefilling.attention import flex, segments, varlen
 from src.prefilling.attention.spans import Spans
 from src.prefilling.engines import make_engine
@@ -74,7 +76,7 @@ def test_a_graph_gives_what_the_forward_gives(
 ) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", by_offsets)
     fused = FusedForward.of(MODELS[family])
-    graphs = GraphForward(fused, called)
+    made = GraphForward(fused, called)
     for lengths in batches:
         size = np.array(lengths)
         spans = Spans(np.cumsum(size) - size, size, 1, int(size.sum()), (FAMILIES[family].get("sliding_window"),))
@@ -83,23 +85,51 @@ def test_a_graph_gives_what_the_forward_gives(
         last = torch.from_numpy(np.cumsum(size) - 1)
         wanted, had = Kept(), Kept()
         want = fused(ids, positions, segments.plan(spans), last, wanted)
-        have = graphs(ids, positions, varlen.plan(spans), last, had)
+        have = made(ids, positions, varlen.plan(spans), last, had)
         assert torch.allclose(have, want, atol=1e-4)
         assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(had.kv, wanted.kv, strict=True))
-    assert graphs.graphs <= len({(bucket_of(sum(each)), len(each)) for each in batches}) * 8
+    assert made.graphs <= len({(bucket_of(sum(each)), len(each)) for each in batches}) * 8
 
 
 def test_a_graph_serves_every_batch_of_its_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", by_offsets)
     monkeypatch.setattr(modern, "kernel_of", lambda *_: varlen)
-    graphs = GraphForward(FusedForward.of(MODELS["llama"]), called)
-    monkeypatch.setattr(modern, "_forward", lambda model, name: graphs)
+    made = GraphForward(FusedForward.of(MODELS["llama"]), called)
+    monkeypatch.setattr(modern, "_forward", lambda model, name: made)
     engine = make_engine(MODELS["llama"], METHODS["padding-free"], PrefillOptions("ttft", forward="graphs"))
     batches = [(draw_prompts([40, 3, 17, 9]), None), (draw_prompts([33, 20, 21, 1], seed=3), None)]
     assert verify(MODELS["llama"], batches, engine, "none").problem is None
-    assert graphs.graphs == 1
+    assert made.graphs == 1
     done = engine.prefill(batches[0][0], NoLaps())
     assert done.computed_tokens == 128, "pads of the bucket are computed, too"
+
+
+def test_graphs_are_kept_with_the_model_for_every_method_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_varlen, "varlen_attn", by_offsets)
+    monkeypatch.setattr(modern, "kernel_of", lambda *_: varlen)
+    monkeypatch.setattr(graphs, "cuda_graph", lambda run, pool: called(run))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(modern, "_forward", lambda model, name: GraphForward.of(model))
+    model, before = tiny_model("llama"), Compiled.now()
+    prompts = draw_prompts([40, 3, 17, 9])
+    wanted = make_engine(model, METHODS["padding-free"], PrefillOptions("ttft")).prefill(prompts, NoLaps())
+    for method in ("padding-free", "prepacking", "padding-free"):
+        engine = make_engine(model, METHODS[method], PrefillOptions("ttft", forward="graphs"))
+        assert engine.prefill(prompts, NoLaps()).first_tokens == wanted.first_tokens
+    # A line of 69 tokens, and two bins of 40: both fit the bucket of 128, of as many segments or fewer.
+    assert 1 <= GraphForward.of(model).graphs <= 2
+    assert (Compiled.now() - before).graphs == GraphForward.of(model).graphs
+    assert (Compiled.now() - before).seconds > 0
+    with torch.no_grad():
+        model.get_decoder().layers[0].mlp.down_proj.weight.mul_(2)
+    assert GraphForward.of(model).graphs == 0, "weights have changed, and so has the forward"
+
+
+def test_graphs_need_attention_that_reads_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = GraphForward(FusedForward.of(MODELS["llama"]), called)
+    monkeypatch.setattr(modern, "_forward", lambda model, name: made)
+    with pytest.raises(UserError, match="graphs need attention by offsets, and this is attention=segments"):
+        make_engine(MODELS["llama"], METHODS["prepacking"], PrefillOptions("ttft", attention="segments"))
 
 
 class NoLaps:

@@ -305,7 +305,7 @@ def test_no_section_mixes_runs_and_no_claim_uses_a_ratio_across_them(measure: Me
     measure("methods=[padding-free]", *same)
     (sections,) = sections_of([*records.read_all(tmp_path / "results")]).values()
     today = next(section for section in sections if section.name == "today")
-    assert sorted(row[0] for row in today.table.texts()) == ["full-batching", "prepacking"]
+    assert sorted(today.table.frame["Method"]) == ["full-batching", "prepacking"]
 
 
 def test_a_record_of_before_these_columns_is_completed_from_what_it_holds() -> None:

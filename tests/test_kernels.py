@@ -19,7 +19,7 @@ from src.prefilling import cpp
 from src.prefilling.ideal import FusedIdeal, Ideal
 from src.prefilling.method import PrefillOptions
 from src.records.store import Record
-from src.report.words import notes
+from src.report.words import validity
 
 CPU = torch.device("cpu")
 FLASH_2 = "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128, 64, 4, false, cutlass::bfloat16_t>>"
@@ -150,7 +150,7 @@ def test_a_row_says_where_its_kernel_is_not_the_ideals(
     (record,) = runner.measure(plan)
     said = f"its attention ran on {'flash (CPU)' if cpp.missing() else 'C++ (CPU)'}, the ideal's on math"
     assert said in str(record.row.notes).split("; ")
-    assert notes([record.row])[-1] == f"note: full-batching: {said}"
+    assert validity([record.row])[-1] == f"note: full-batching: {said}"
     assert record.row.fraction_of_ideal is not None
 
 

@@ -374,6 +374,14 @@ def test_weights_that_stay_are_joined_once() -> None:
     assert FusedForward.of(model) is made
 
 
+def test_what_transformers_leaves_on_layers_is_no_hook() -> None:
+    model, prompts = build("llama"), draw_prompts([5, 9, 2])
+    want = prefill(model, prompts, forward="fused").logits
+    model(torch.arange(4)[None], output_hidden_states=True, output_attentions=True)
+    assert any(len(module._forward_hooks) for module in model.modules())
+    assert torch.equal(prefill(model, prompts, forward="fused").logits, want)
+
+
 def test_hooks_that_fused_would_pass_over_are_refused() -> None:
     model = build("llama")
     model.model.layers[1].register_forward_hook(lambda module, given, found: None)

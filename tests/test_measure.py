@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,20 @@ from hypothesis import strategies as st
 from src import provenance
 from src.cli import UserError
 from src.compose import compose
+from src.config import Config
 from src.jobs.duration import in_words
-from src.measure import machine
+from src.measure import machine, memory_checks
 from src.measure.memory import PeakMemory
+from src.measure.memory_checks import leave_out_what_cannot_fit
 from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
+from src.measure.outcome import Run
 from src.measure.overhead import sampler_overhead
+from src.measure.plan import Plan, prepare
 from src.measure.process import ProcessCounters
 from src.measure.rates import matmul_rate
 from src.measure.sampler import Sampler
 from src.measure.timer import PhaseTimer
+from src.measure.work import Way, memory_bytes
 from src.prefilling.models import find_model
 from src.prefilling.shape import Shape
 
@@ -280,3 +287,46 @@ def test_a_tree_without_a_repository_is_of_the_commit_that_is_given(monkeypatch:
     monkeypatch.setenv(provenance.GIVEN_COMMIT, "main")
     with pytest.raises(UserError, match="PREPACK_BENCH_COMMIT: 'main'; give the 40 hex digits"):
         machine.manifest(CPU)
+
+
+GPU = torch.device("cuda", 0)
+
+
+def on_a_gpu_of(megabytes: float, monkeypatch: pytest.MonkeyPatch, *plans: Plan) -> list[Run]:
+    """Plans as if they were for a GPU, of which this much is free."""
+    free = int(megabytes * 2**20)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    return [Run(replace(plan, devices=(GPU,))) for plan in plans]
+
+
+def test_what_cannot_fit_on_a_gpu_is_not_tried(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("methods=[full-batching,prepacking,continuous-batching]", "attention=segments", "num_prompts=12")
+    small, large = (prepare(tiny_config(*settings, f"batch_size={size}")) for size in (1, 12))
+    shape, method = Shape.of(large.source.config), large.methods[1].method
+    lengths = [large.prompts.lengths[batch].tolist() for batch in large.methods[1].batches]
+    needed = max(memory_bytes(shape, method, each, Way.of(large, method)) for each in lengths) / 2**20
+    # Padded rows hold more while they are computed, and what an engine holds is its own choice.
+    for fraction, statuses in ((9, ["ok"] * 3), (1.1, ["oom", "ok", "ok"]), (0.9, ["oom", "oom", "ok"])):
+        tried = on_a_gpu_of(fraction * needed, monkeypatch, small, large)
+        for run in tried:
+            leave_out_what_cannot_fit(run)
+        assert [outcome.status for outcome in tried[0].outcomes] == ["ok"] * 3
+        assert [outcome.status for outcome in tried[1].outcomes] == statuses
+    four, plain = (replace(large.config, loadbit=bits) for bits in ("4", "none"))
+    runs = on_a_gpu_of(1, monkeypatch, replace(large, config=four), replace(large, config=plain))
+    least = [memory_checks._least_bytes(run.plan, run.outcomes[0]) for run in runs]
+    assert least[1] - least[0] == pytest.approx(shape.layer_parameters * 3.5)  # of 4 bytes a weight half a byte is left
+
+
+def test_what_an_engine_beside_holds_is_no_memory_of_a_methods(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = on_a_gpu_of(1, monkeypatch, prepare(tiny_config("methods=[prepacking,continuous-batching]")))
+    run.outcomes[1].holds_mb = 700.0
+    assert [run.held_beside_mb(outcome) for outcome in run.outcomes] == [700.0, 0.0]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1200 * 2**20)
+    peak = PeakMemory(GPU).read(run.held_beside_mb(run.outcomes[0]))
+    assert (peak.allocated_mb, peak.reserved_mb) == (300.0, 1200.0)

@@ -34,6 +34,7 @@ torch.cuda.device_count = lambda: 1
 torch.cuda.is_available = lambda: True
 torch.cuda.is_initialized = lambda: (mine / str(os.getpid())).exists()
 torch.cuda.init = torch.cuda._lazy_init = opened
+torch.cuda.set_device = lambda _: opened()
 torch.cuda.get_device_properties = properties
 torch.cuda.get_device_name = lambda *_: properties().name
 if "src.measure.gpus" in sys.orig_argv:

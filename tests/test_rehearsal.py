@@ -25,7 +25,7 @@ from src.measure.kernels import ideals
 from src.measure.timer import NoTimer
 from src.measure.verify import verify
 from src.prefilling import continuous_batching as serving
-from src.prefilling import modern, passes
+from src.prefilling import passes
 from src.prefilling.attention import flash, flex
 from src.prefilling.attention.kernels import KERNELS
 from src.prefilling.engines import make_engine
@@ -250,11 +250,12 @@ def test_every_attention_kernel_prefills(
 def test_compiled_and_graphs_prefill(
     shape: str, forward: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def called(run: Callable[[], None]) -> Callable[[], None]:
+    def called(run: Callable[[], None], pool: object) -> Callable[[], None]:
         run()
         return run
 
-    monkeypatch.setattr(modern, "cuda_graph", called)
+    monkeypatch.setattr("src.prefilling.graphs.cuda_graph", called)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(passes, "compiled", lambda: passes.PLAIN)
     model = model_of(shape, torch.bfloat16)
     for method in PADDED_OR_PACKED:

@@ -23,7 +23,7 @@ from src.config import Config, as_dict
 from src.jobs import agenda, apart, template, worker
 from src.jobs.forecast import Clock, Forecast
 from src.measure.machine import manifest
-from src.measure.outcome import Run
+from src.measure.outcome import Run, status_of
 from src.measure.plan import prepare
 from src.measure.process import resident_mb
 from src.measure.rows import to_records
@@ -270,6 +270,44 @@ def test_what_goes_wrong_outside_of_a_method_is_a_row(
     apart._write_failures(pending, "error", "the process ended with exit code 70", config)
     (row,) = rows(plan.results_dir).values()
     assert (row.status, row.status_reason) == (status, reason)
+
+
+@pytest.mark.parametrize(("text", "oom"), [
+    ("CUDA error: out of memory", True), ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", True),
+    ("CUDA error: an illegal memory access was encountered", False),
+])  # fmt: skip
+def test_libraries_of_cuda_say_in_words_that_memory_ran_out(text: str, oom: bool) -> None:
+    assert status_of(RuntimeError(text))[0] == ("oom" if oom else "error")
+    assert status_of(ValueError(text))[0] == "error"
+
+
+def test_a_library_that_ends_the_process_leaves_a_row(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may do so with the exit code of a configuration in which a method failed."""
+    config = tiny_config("isolate=true")
+    plan = prepare(config)
+
+    class Ended:
+        def start(self, config: Config, pending: Path, plan: object) -> None:
+            worker.write_pending(pending, prepare(config).results_dir, to_records(Run(prepare(config)), {}))
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(apart.Template, "running", Ended)
+    assert apart.run_apart(config) == 1
+    (row,) = rows(plan.results_dir).values()
+    assert (row.status, row.status_reason) == ("error", "the process ended with exit code 1")
+
+
+def test_who_stops_reading_loses_no_measurement(tmp_path: Path) -> None:
+    line = (f"{sys.executable} -m src.run --multirun {' '.join(APART)} methods=[prepacking,full-batching] repeats=1 "
+            f"batch_size=2,4 results_dir={tmp_path}")  # fmt: skip
+    for end in ("| head -c 1", "> /dev/full", ">&-"):
+        subprocess.run(["bash", "-c", f"{line} rerun=true {end}"], cwd=ROOT, capture_output=True, check=False)
+        found = rows(tmp_path)
+        assert {row.status for row in found.values()} == {"ok"}, end
 
 
 def test_a_limit_that_holds_no_prompts_is_named(

@@ -21,8 +21,8 @@ from src.measure.validity import Evidence, invalid_reasons, notes_of
 from src.records import store as records
 from src.records.row import Row
 from src.records.store import Record
+from src.report import words
 from src.report.comparison import comparison_table
-from src.report.words import notes
 
 GOOD = Evidence(
     pass_seconds=[1.02, 1.0, 0.99, 1.01], utilization_valid=True, sm_clocks_mhz=(1900, 1980), other_processes=0,
@@ -291,7 +291,7 @@ def test_a_dirty_tree_and_swap_are_in_the_record(
     measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean(monkeypatch, dirty=True)
-    monkeypatch.setattr(runner.PeakMemory, "read", lambda self: Peak(resident_mb=9.0, swapped_mb=3.0))
+    monkeypatch.setattr(runner.PeakMemory, "read", lambda *_: Peak(resident_mb=9.0, swapped_mb=3.0))
     (record,) = measure("method=full-batching")
     assert record.row.valid is False
     reasons = str(record.row.invalid_reasons).split("; ")
@@ -314,10 +314,15 @@ def test_tables_say_what_is_valid_and_why_the_rest_is_not() -> None:
         Row(method="prepacking", packing="ffd", metric="prefill", valid=True, utilization_valid=True),
         Row(method="full-batching", metric="prefill", valid=False, utilization_valid=True, invalid_reasons="a; b"),
     ]
-    assert notes(rows) == ["INVALID: full-batching: a; b", "VALID: prepacking"]
-    assert comparison_table(rows).endswith("VALID: prepacking")
+    assert words.validity(rows) == ["INVALID: full-batching: a; b", "VALID: all others"]
+    assert words.validity(rows[:1]) == ["VALID: prepacking"]
+    assert comparison_table(rows).endswith("VALID: all others")
     rows[0].notes, rows[1].notes = "x; y", "y"
-    assert notes(rows)[-2:] == ["note: prepacking: x", "note: prepacking, full-batching: y"]
+    assert words.validity(rows)[-2:] == ["note: prepacking: x", "note: prepacking, full-batching: y"]
+    both = [replace(rows[1], dataset=name, metric="ttft") for name in ("mmlu", "alpaca")]
+    assert words.validity([*both, both[0]])[:2] == [
+        "INVALID: full-batching, mmlu: a; b", "INVALID: full-batching, alpaca: a; b"
+    ]  # fmt: skip
 
 
 def test_a_record_from_before_this_verdict_is_read_and_nothing_is_said(

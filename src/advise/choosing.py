@@ -15,7 +15,7 @@ from ..prefilling.method import Method, dataset_bins
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
-from ..report.cells import times
+from ..report.cells import tells, times
 from ..workload.batches import Batch, shuffled_batches
 from .calibrate import Bench
 from .cost import CostModel
@@ -56,6 +56,10 @@ class Choice:
     def tokens_per_s(self) -> float:
         """Useful tokens per second over the dataset."""
         return sum(map(sum, self.lengths)) / float(self.seconds.sum())
+
+
+# Of an interval that spans more than a table shows.
+UNCERTAIN = "too uncertain to rely on; with recalibrate=true, while nothing else runs, it is calibrated anew"
 
 
 def with_spread(speedup: float, spread: float) -> Interval:
@@ -125,9 +129,11 @@ def advise(found: Sequence[Choice], offline: bool, memory_mb: float | None) -> t
     if chosen.method.name == BASELINE:
         words = [f"Use {BASELINE} with batch_size={chosen.batch_size}: no other method is expected to be faster."]
     else:
+        ratio = with_spread(chosen.speedup, chosen.spread)
+        known = "95 % interval" if tells(ratio.low, ratio.high) else UNCERTAIN
         words = [
-            f"Use {chosen.method.name} with batch_size={chosen.batch_size}: expected to be "
-            f"{times(with_spread(chosen.speedup, chosen.spread))} as fast as {BASELINE} at that size (95 % interval)."
+            f"Use {chosen.method.name} with batch_size={chosen.batch_size}: expected to be {times(ratio)} as fast as "
+            f"{BASELINE} at that size ({known})."
         ]
     if chosen.batch_size < best.batch_size:
         more = best.prompts_per_s / chosen.prompts_per_s - 1

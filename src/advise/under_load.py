@@ -25,10 +25,11 @@ from ..prefilling.shape import Shape
 from ..queueing.loop import Floats, Serve, Served, virtual
 from ..queueing.policy import Rules, bounds, chooser
 from ..queueing.waits import Waits, waits_of
-from ..report.cells import Column, as_markdown, estimate, fixed, make_table, significant
+from ..report.cells import Column, as_markdown, estimate, fixed, make_table, significant, tells
 from ..report.waiting import kept_up
 from ..workload.arrivals import stretched
 from .calibrate import Bench
+from .choosing import UNCERTAIN
 from .cost import CostModel
 
 FIRST = "fifo"
@@ -178,14 +179,18 @@ def advice(found: Sequence[Choice], c: Config) -> tuple[Choice, str]:
     keeps = c.slo_ms is None or (best.waits.stable and p99.value <= c.slo_ms)
     objective = "" if c.slo_ms is None else f" of {c.slo_ms:g} ms"
     at = f"at {c.rate:g} prompts a second"
-    words = [f"Use {best.name}: p99 is expected to be {p99.value:.0f} ms [{p99.low:.0f}, {p99.high:.0f}] {at}."]
+    known = f" [{p99.low:.0f}, {p99.high:.0f}]" if tells(p99.low, p99.high) else ""
+    words = [
+        f"Use {best.name}: p99 is expected to be {p99.value:.0f} ms{known} {at}{'' if known else f', {UNCERTAIN}'}."
+    ]
     if not keeps:
         words = [f"Nothing is expected to keep the objective{objective} {at}. {best.name} comes nearest."]
     if best.largest is not None:
         base = next(each for each in found if each.method.name == BASELINE and each.policy == FIRST)
         over = f", {best.largest.value / base.largest.value:.2f}x of full-batching, fifo" if base.largest else ""
-        ends = f"[{best.largest.low:g}, {best.largest.high:g}]"
-        words.append(f"It keeps the objective{objective} up to {best.largest.value:g} {ends} prompts a second{over}.")
+        low, high = best.largest.low, best.largest.high
+        ends = f" [{low:g}, {high:g}]" if tells(low, high) else ""
+        words.append(f"It keeps the objective{objective} up to {best.largest.value:g}{ends} prompts a second{over}.")
         rivals = [each.name for each in found if each is not best and each.largest is not None
                   and each.largest.high >= best.largest.value]  # fmt: skip
         shown = rivals[:3] + ([f"{len(rivals) - 3} more"] if len(rivals) > 3 else [])

@@ -163,7 +163,9 @@ def _notes(pairs: Sequence[Pair]) -> list[str]:
             "marked *: an offline oracle, which needs the whole dataset first; its intervals cover repeats only"
         )
     if any(each is not None and each.few for pair in pairs for each in (pair.ratio, pair.change, *pair.speedups)):
-        lines.append("‡ rests on fewer than 5 batches (offline methods: repeats)")
+        lines.append(
+            "‡ rests on fewer than 5 batches (offline methods: repeats), or on one repeat, which leaves drift out"
+        )
     return lines
 
 
@@ -175,7 +177,7 @@ def _reading(found: Comparison, noise_floor: float) -> list[str]:
         f"beyond 1 ± {100 * noise_floor:g} %."
     ]
     if any(pair.ratio is not None and pair.paired for pair in found.pairs):
-        lines.append("Batches are paired; each source's repeats drift by themselves, on their own.")
+        lines.append("Batches are paired; repeats are not, for each source was measured at another time.")
     if any(pair.ratio is not None and not pair.paired for pair in found.pairs):
         names = ", ".join(dict.fromkeys(p.source.letter for p in found.pairs if p.ratio is not None and not p.paired))
         lines.append(

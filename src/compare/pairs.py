@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from .. import stats
 from ..prefilling.methods import BASELINE, method_of
@@ -189,7 +187,10 @@ def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
         means = [entry.row.interval(entry.row.time_column) for entry in (a, b)]
         assert means[0] is not None
         assert means[1] is not None
-        return stats.ratio_of_intervals(means[0], means[1]), False
+        found = stats.ratio_of_intervals(means[0], means[1])
+        if not a.row.arrivals and 1 in (a.row.repeats, b.row.repeats):  # which tells nothing of a run's drift
+            found = replace(found, low=math.nan, high=math.nan)
+        return found, False
     assert samples[0] is not None
     assert samples[1] is not None
     return stats.between_runs(samples[0], samples[1], draws), True
@@ -201,12 +202,7 @@ def _batches_are_draws(row: Row) -> bool:
 
 def _samples(entry: Entry) -> stats.Seconds | None:
     """Seconds [repeats, batches] of a record, None where they are not there whole."""
-    try:
-        seconds = entry.record.seconds() if entry.record else None
-    except (OSError, ValueError, KeyError):
-        return None
-    whole = seconds is not None and seconds.size and np.isfinite(seconds).all() and (seconds > 0).all()
-    return seconds if whole else None
+    return entry.record.whole_seconds() if entry.record else None
 
 
 def _baseline(entry: Entry, source: Source) -> Entry | None:

@@ -24,22 +24,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import places, terminal
-from ..cli import SHOW_TRACEBACK, recorded, warn
+from ..cli import EXIT_BAD_INPUT, SHOW_TRACEBACK, recorded, warn
 from ..compose import register_schemas
 from ..config import Config, as_dict
 from ..records import store
 from ..records.row import Row
 from ..records.store import Record
+from .template import EXIT_FAILED
 
 if TYPE_CHECKING:
     from ..measure.plan import Plan
 
 register_schemas()  # a launcher's job unpickles a function that imports this file, and then composes
-RECORDED_EXITS = (0, 1)
-OWN_EXITS = (
-    *RECORDED_EXITS,
-    2,
-)  # what the child itself returns: all well, a method failed (and has its row), bad input
+# What the child itself returns: all well, a method failed (and has its row), bad input.
+RECORDED_EXITS = (0, EXIT_FAILED)
+OWN_EXITS = (*RECORDED_EXITS, EXIT_BAD_INPUT)
 # A scheduler signals every process of a job that it ends. The signal to this process may come a moment after the death
 # of the child; waiting for it avoids a row that would call the end of the job a failure of the method.
 ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
@@ -91,7 +90,7 @@ def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None 
         if code in OWN_EXITS:
             if code in RECORDED_EXITS:
                 recorded()
-            return code
+            return 1 if code == EXIT_FAILED else code
         if "broken off" in over:
             return BROKEN_OFF
         if over:
@@ -106,6 +105,15 @@ def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None 
         return 1
 
 
+def _file_behind(descriptor: int) -> tuple[int, int] | None:
+    """What tells the file behind a descriptor from others; None where it is closed."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Template:
     """The template process, seen from the parent (``template.py``)."""
 
@@ -114,7 +122,7 @@ class Template:
     @classmethod
     def running(cls) -> Template:
         """The template of this program; a new one where there is none, or where environment or output have changed."""
-        outputs = [(found.st_dev, found.st_ino) for found in map(os.fstat, (1, 2))]
+        outputs = [_file_behind(number) for number in (1, 2)]
         belongs_to = (os.environ.copy(), os.getcwd(), outputs)
         if cls._running and (cls._running._belongs_to != belongs_to or cls._running._process.poll() is not None):
             cls._running.stop()

@@ -27,6 +27,7 @@ from ..cli import BAD_INPUT, EXIT_INTERRUPTED, UserError, print_whatever_there_i
 from ..config import Config
 
 EXIT_CRASHED = 70
+EXIT_FAILED = 71  # a method failed and has its row; a library that ends the process may do so with 1
 PR_SET_PDEATHSIG = 1
 
 
@@ -88,7 +89,8 @@ def _measured(measure: Any, config: dict[str, Any], pending: str, plan: str | No
     path = Path(pending)
     try:
         with terminal.progress_line(progress):
-            return int(measure(typed, pickle.loads(Path(plan).read_bytes()) if plan else None, path))
+            failed = measure(typed, pickle.loads(Path(plan).read_bytes()) if plan else None, path)
+            return EXIT_FAILED if failed else 0
     except BAD_INPUT as error:
         return report(error)
     except Exception as error:

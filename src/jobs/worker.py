@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import terminal
+from ..cli import UserError
 from ..config import Config
 from ..hub import GatedError
 from ..measure import gpus
@@ -55,6 +56,15 @@ def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | 
 
 
 def write_pending(path: Path, results_dir: Path, rows: list[Record]) -> None:
-    """Leave rows for the parent to complete."""
+    """Leave rows for the parent to complete.
+
+    Raises:
+        UserError: the folder for temporary files is full.
+    """
     content = {"results_dir": str(results_dir.resolve()), "records": [asdict(record) for record in rows]}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        path.write_text(json.dumps(content), encoding="utf-8")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        problem = f"cannot write to '{path.parent.parent}' ({error.strerror or error})"
+        raise UserError("TMPDIR", problem, "make room there, or name another folder") from None

@@ -1,4 +1,4 @@
-"""What torch's compiler did: seconds and graphs, so that neither is taken for the work of a method."""
+"""What was compiled or captured: seconds and graphs, so that neither is taken for the work of a method."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ..prefilling.graphs import captures
+
 
 @dataclass(frozen=True)
 class Compiled:
-    """What this process has compiled so far.
+    """What this process has compiled and captured so far.
 
     Attributes:
-        seconds: of compiling.
-        graphs: compiled; each new kind of shape that a compiled function cannot serve makes one more.
+        seconds: of compiling, and of capturing CUDA graphs.
+        graphs: compiled, and CUDA graphs captured; each new kind of shape that they cannot serve makes one more.
     """
 
     seconds: float = 0.0
@@ -21,12 +23,13 @@ class Compiled:
 
     @classmethod
     def now(cls) -> Compiled:
-        """So far; nothing where the compiler was never loaded."""
+        """So far; of the compiler nothing where it was never loaded."""
+        captured = cls(captures.seconds, captures.graphs)
         utils: Any = sys.modules.get("torch._dynamo.utils")
         if utils is None:
-            return cls()
+            return captured
         seconds = utils.calculate_time_spent().get("entire_frame_compile", 0.0)
-        return cls(float(seconds), int(utils.counters["stats"]["unique_graphs"]))
+        return captured + cls(float(seconds), int(utils.counters["stats"]["unique_graphs"]))
 
     def __sub__(self, other: Compiled) -> Compiled:
         return Compiled(self.seconds - other.seconds, self.graphs - other.graphs)

@@ -42,6 +42,7 @@ def open_here(device: torch.device) -> None:
         return
     try:
         torch.cuda.init()
+        torch.cuda.set_device(device)  # graphs are captured, and events recorded, on the current one
     except RuntimeError as error:
         raise _unusable(error) from None
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..cli import UserError, warn
 from ..prefilling.attention.kernels import pick_kernel
 from ..prefilling.attention.native import OPERATOR
-from ..prefilling.attention.spans import SPAN
+from ..prefilling.attention.spans import SPAN, SPAN_OF_TORCH
 from ..prefilling.ideal import FusedIdeal, Ideal
 from ..prefilling.method import PrefillOptions, TokenIds
 from ..prefilling.supported import unfit
@@ -34,6 +34,7 @@ DEVICE_KERNELS = (
     ("FlashAttention 2", r"flash_fwd(_splitkv)?_kernel"),
     ("cuDNN", r"cudnn.*(sdpa|flash|fmha)"),
     ("memory-efficient", r"fmha_cutlass|PyTorchMemEffAttention"),
+    ("FlexAttention", r"triton_tem_"),  # of what is compiled here, attention alone is made from a template
 )
 FLASH = "FlashAttention"  # the operator does not say which version
 OPERATORS = {
@@ -48,6 +49,7 @@ OPERATORS = {
     "aten::_scaled_dot_product_attention_math": "math",
 }
 WHOLE = "a batch"  # its name in a profile
+SPANS = {WHOLE, SPAN, SPAN_OF_TORCH, *OPERATORS}  # what is no kernel of a GPU, whatever a profile calls it
 IDEAL_RUNS = 2  # timed, after one to warm up
 
 
@@ -89,15 +91,20 @@ def kernels_of(run: Callable[[], object], device: torch.device) -> tuple[str | N
     operators = [(event.name, event.self_cpu_time_total) for event in events if event.name in OPERATORS]
     on_device = [(e.name, e.self_device_time_total) for e in events if e.device_type != torch.autograd.DeviceType.CPU]
     words = " and ".join(kernels_in(operators, on_device)) or None
-    field = "device_time_total" if device.type == "cuda" else "cpu_time_total"
-    within = sum(getattr(event, field) for event in events if event.name == SPAN and _on_host(event))
-    whole = sum(getattr(event, field) for event in events if event.name == WHOLE and _on_host(event))
+    # A span of ours may be listed a second time, among what ran on the device.
+    on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    spent = on_the_device if device.type == "cuda" else lambda event: event.cpu_time_total
+    within, whole = (sum(spent(event) for event in on_host if event.name == name) for name in (SPAN, WHOLE))
     return words, within / whole if within and whole else None
 
 
-def _on_host(event: Any) -> bool:
-    """A span of ours may be listed a second time, among what ran on the device."""
-    return bool(event.device_type == torch.autograd.DeviceType.CPU)
+def on_the_device(event: Any) -> float:
+    """Time of the GPU's kernels that were launched within an event of a profile, microseconds.
+
+    A profile may link to a span the range that it covers on the GPU, as if that were a kernel, which is left out.
+    """
+    own = sum(kernel.duration for kernel in event.kernels if kernel.name not in SPANS)
+    return float(own + sum(on_the_device(child) for child in event.cpu_children))
 
 
 AnyIdeal = Ideal | FusedIdeal

@@ -41,15 +41,16 @@ def serve(run: Run, counters: Counters) -> None:
         for outcome in run.outcomes:
             if outcome.status != "ok":
                 continue
-            memory.reset()
             gc.disable()
             try:
+                memory.reset()
                 compiled = Compiled.now()
                 _warm_up(plan, outcome, timer)
                 warm = Compiled.now()
                 outcome.compiled += warm - compiled
                 before, start_s = CpuTimes.now(), time.perf_counter()
-                samples = _serve(plan, outcome, timer)
+                clock = loop.real if c.clock == "real" else loop.virtual
+                samples = _serve(plan, outcome, timer, clock)
                 end_s, cpu = time.perf_counter(), CpuUse.since(before)
                 outcome.compiled_timed = Compiled.now() - warm
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -58,7 +59,7 @@ def serve(run: Run, counters: Counters) -> None:
             finally:
                 gc.enable()
             usage = sampler.usage(start_s, end_s)
-            outcome.passes = [Pass(samples, end_s - start_s, usage, memory.read(), cpu)]
+            outcome.passes = [Pass(samples, end_s - start_s, usage, memory.read(run.held_beside_mb(outcome)), cpu)]
 
 
 def _warm_up(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
@@ -70,10 +71,16 @@ def _warm_up(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
             continue
         for size in np.unique(np.linspace(1, plan.config.batch_size, DISTINCT_SIZES).astype(int)):
             timed_batch(plan, outcome, timer, order[:size])
+        if plan.config.forward == "graphs":  # which are captured for each bucket of batches, as these form
+            _serve(plan, outcome, timer, loop.virtual)
 
 
-def _serve(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> list[dict[str, Any]]:
-    """Serve all arrivals; the samples of the batches that formed, which become the method's own."""
+def _serve(plan: Plan, outcome: Outcome, timer: PhaseTimer, clock: Any) -> list[dict[str, Any]]:
+    """Serve all arrivals; the samples of the batches that formed, which become the method's own.
+
+    Args:
+        clock: ``loop.virtual`` or ``loop.real``.
+    """
     assert plan.arrivals_s is not None
     if outcome.method.serves:
         return _serve_by_engine(plan, outcome)
@@ -88,7 +95,6 @@ def _serve(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> list[dict[str, An
         return float(row["seconds"])
 
     choose = chooser(plan.config.policy, rules_of(plan, outcome))
-    clock = loop.real if plan.config.clock == "real" else loop.virtual
     served = clock(plan.arrivals_s, choose, compute)
     batches = [order[members] for members in served.batches]
     shapes = [shape_of(outcome.method, lengths[batch], plan.pack) for batch in batches]

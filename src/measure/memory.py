@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from dataclasses import dataclass
@@ -55,12 +56,18 @@ def give_back() -> bool:
     """
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after an error that no call recovers from, as after a bad address
+            torch.cuda.empty_cache()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return False
     return True
+
+
+def tensors_mb(*devices: torch.device) -> float:
+    """What torch's tensors hold on GPUs now, in MB; 0 on a CPU."""
+    return sum(torch.cuda.memory_allocated(device) for device in devices if device.type == "cuda") / MB
 
 
 class PeakMemory:
@@ -77,8 +84,7 @@ class PeakMemory:
         trimmed = give_back()
         self._swap_before_mb = status_mb("VmSwap")
         if self._devices[0].type == "cuda":
-            for device in self._devices:
-                torch.cuda.reset_peak_memory_stats(device)
+            self.mark()
             return
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -87,13 +93,23 @@ class PeakMemory:
             self._resettable = False
         self._before_mb = resident_mb()
 
-    def read(self) -> Peak:
-        """The high-water marks since ``reset``."""
+    def mark(self) -> None:
+        """Set a GPU's high-water marks to what is in use now, and leave torch's allocator what it has."""
+        for device in self._devices:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self, held_by_others_mb: float = 0.0) -> Peak:
+        """The high-water marks since ``reset`` or ``mark``.
+
+        Args:
+            held_by_others_mb: tensors on the GPU that are no business of what was measured, as ``tensors_mb`` has it.
+        """
         swap_mb = status_mb("VmSwap")
         swapped_mb = None if swap_mb is None or self._swap_before_mb is None else swap_mb - self._swap_before_mb
         if self._devices[0].type == "cuda":
             return Peak(
-                allocated_mb=sum(map(torch.cuda.max_memory_allocated, self._devices)) / MB,
+                allocated_mb=sum(map(torch.cuda.max_memory_allocated, self._devices)) / MB - held_by_others_mb,
                 reserved_mb=sum(map(torch.cuda.max_memory_reserved, self._devices)) / MB,
                 swapped_mb=swapped_mb,
             )

@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import torch
 
+from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
 from ..records import store
 from ..records.row import HOW, MACHINE, WORK, Row, key
 from . import process
-from .outcome import Run
+from .outcome import Outcome, Run
+from .plan import Plan
 from .rows import identity
+from .work import Way, memory_bytes
 
 # What tells prompts apart while batches of other sizes are compared, whose fingerprints differ.
 SAME_PROMPTS = ("dataset", "dataset_detail", "dataset_max_tokens", "seed")
 
 
 def leave_out_what_cannot_fit(run: Run) -> None:
-    """Refuse what is sure not to fit: on a CPU, running out of memory kills the process."""
-    plan, available = run.plan, process.available_mb()
-    if plan.device.type != "cpu" or available is None:
+    """Refuse what is sure not to fit: on a CPU running out of memory kills the process, on a GPU trying takes time."""
+    plan = run.plan
+    on_gpu = plan.device.type == "cuda"
+    available = _free_mb(*plan.devices) if on_gpu else process.available_mb()
+    if available is None:
         return
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     for outcome in run.outcomes:
-        needed = max(
-            shape.bytes(*rows_width, plan.logit_positions(*rows_width, batch), size) / 2**20
-            for rows_width, batch in zip(outcome.shapes, outcome.batches, strict=True)
-        )
+        if on_gpu and (outcome.method.serves or outcome.method.engine):  # what they hold is their own choice
+            continue
+        needed = _least_bytes(plan, outcome) / 2**20
         if needed > available:
             outcome.fail("oom", f"its largest batch needs at least {needed:,.0f} MB, {available:,.0f} MB are available")
+
+
+def _free_mb(*devices: torch.device) -> float:
+    return sum(torch.cuda.mem_get_info(device)[0] for device in devices) / 2**20
+
+
+def _least_bytes(plan: Plan, outcome: Outcome) -> float:
+    """Lower bound of the memory that a method holds at once in its largest batch."""
+    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    bits = {"none": 8 * size, "4": 4, "8": 8}[plan.config.loadbit]
+    saved = shape.layer_parameters * max(0.0, size - bits / 8)  # by weights of fewer bits
+    if plan.device.type == "cpu" or plan.config.protocol == "paper":
+        pairs = zip(outcome.shapes, outcome.batches, strict=True)
+        return max(shape.bytes(*each, plan.logit_positions(*each, batch), size) for each, batch in pairs) - saved
+    way = Way.of(plan, outcome.method)
+    bins: list[Bins] | list[None] = outcome.bins or [None] * len(outcome.batches)
+    lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
+    held = (memory_bytes(shape, outcome.method, each, way, own) for each, own in zip(lengths, bins, strict=True))
+    return max(held) - saved
 
 
 def skip_dominated(run: Run) -> None:

@@ -48,6 +48,7 @@ class Outcome:
 
     assignment: Assignment
     engine: Engine | None = None  # while a comparison runs
+    holds_mb: float = 0.0  # of a serving engine: tensors that it keeps on the GPU while others are measured
     attention: str | None = None
     elementwise: str | None = None  # what norms and rotary positions run on
     kernel: str | None = None  # of attention, as one profiled pass showed it
@@ -121,6 +122,10 @@ class Run:
     def __post_init__(self) -> None:
         self.outcomes = [Outcome(each) for each in self.plan.methods]
         self.ideal = Outcome(self.plan.ideal) if self.plan.ideal else None
+
+    def held_beside_mb(self, outcome: Outcome) -> float:
+        """What the engines of other methods keep on the GPU."""
+        return sum(each.holds_mb for each in self.outcomes if each is not outcome)
 
     @property
     def timed(self) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -30,7 +31,7 @@ from .batch import timed_batch
 from .compiling import Compiled
 from .faults import reshuffled
 from .invariance import invariance
-from .memory import PeakMemory, give_back, keep_freed_memory
+from .memory import PeakMemory, give_back, keep_freed_memory, tensors_mb
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
 from .outcome import Outcome, Pass, Run, UsageLoop, status_of
 from .overhead import sampler_overhead
@@ -75,7 +76,10 @@ def measure(plan: Plan) -> list[Record]:
             if outcome.status == "ok":
                 outcome.fail(*status_of(error))
     give_back()  # for what writes the records
-    made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
+    with contextlib.suppress(
+        RuntimeError
+    ):  # of a GPU that no longer answers; what was measured is written all the same
+        made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
     finished = to_records(run, made)
     for record in finished:
         if record.row.status == "ok" or "no-failure-rows" not in plan.faults:
@@ -95,6 +99,8 @@ def _carry_out(run: Run, counters: Counters) -> None:
         run.ideal.engine = kernels.fastest(kernels.ideals(model, plan.options), plan.token_ids(largest), *plan.devices)
     try:
         _verify(run, model)
+        if not any(outcome.status == "ok" for outcome in run.outcomes):
+            return  # nothing is left to hold against the ideal
         if plan.arrivals_s is None:
             _time(run, counters)
         else:
@@ -119,7 +125,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
         chosen = [
             (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
         ]
-        before = Compiled.now()
+        before, held_mb = Compiled.now(), tensors_mb(*plan.devices)
         try:
             outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
@@ -139,6 +145,8 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             outcome.fail(*status_of(error))
             continue
         outcome.compiled = Compiled.now() - before
+        if outcome.method.serves:
+            outcome.holds_mb = tensors_mb(*plan.devices) - held_mb
         if outcome.verification.problem:
             outcome.fail("incorrect", outcome.verification.problem)
 
@@ -184,10 +192,12 @@ def _time(run: Run, counters: Counters) -> None:
                     drawn = outcome.assignment
                     seed = (c.seed, index, repeat + c.warmup)
                     outcome.reshuffled = reshuffled(drawn.method, drawn.batches, drawn.bins, c.batch_size, seed)
-                memory.reset()
                 gc.disable()
-                compiled, before, start = Compiled.now(), CpuTimes.now(), time.perf_counter()
                 try:
+                    memory.reset()
+                    _settle(plan, outcome, timer)
+                    memory.mark()
+                    compiled, before, start = Compiled.now(), CpuTimes.now(), time.perf_counter()
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
                 except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -201,13 +211,27 @@ def _time(run: Run, counters: Counters) -> None:
                     outcome.compiled += compiled
                 else:
                     outcome.compiled_timed += compiled
-                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), memory.read(), cpu))
+                    peak = memory.read(run.held_beside_mb(outcome))
+                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), peak, cpu))
         for outcome in run.outcomes:
             outcome.reshuffled = None
             if outcome.passes and not all(done.usage.valid for done in outcome.passes):
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
+
+
+def _settle(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
+    """On a GPU prefill, untimed, what a pass would else pay for that service does not.
+
+    The memory of torch's allocator was given back before the pass, so that the next method finds it: the largest batch
+    fetches it anew. Batches that were shuffled anew may have lengths that a library has to plan for first.
+    """
+    if plan.device.type != "cuda" or outcome.method.serves:
+        return
+    largest = max(range(len(outcome.batches)), key=lambda number: plan.prompts.lengths[outcome.batches[number]].sum())
+    for number in range(len(outcome.batches)) if outcome.reshuffled else [largest]:
+        timed_batch(plan, outcome, timer, *_batch(outcome, number))
 
 
 def _go_on(run: Run, done: int) -> bool:

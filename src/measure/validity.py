@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..records.row import ON_PURPOSE
 from .process import BUSY, CpuUse
 
 CLOCK_MOVED = 0.10  # share of the highest clock by which readings of one run may differ
@@ -75,7 +76,7 @@ def invalid_reasons(seen: Evidence) -> list[str]:
     if seen.swapped_mb is not None and seen.swapped_mb > 0:
         reasons.append(f"{seen.swapped_mb:.1f} MB of the process were swapped out")
     if seen.faults:
-        reasons.append(f"measured with faults on purpose ({seen.faults})")
+        reasons.append(f"{ON_PURPOSE} ({seen.faults})")
     return reasons
 
 

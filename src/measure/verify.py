@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from ..prefilling.attention.kernels import without_cudnn
 from ..prefilling.cache import new_cache
 from ..prefilling.greedy import greedy
 from ..prefilling.method import Engine, Prefilled, TokenIds
@@ -78,7 +76,7 @@ def verify(
         kept = done.cache.layers if done.cache else []
         for number, (ids, token) in enumerate(zip(prompts, done.first_tokens, strict=True)):
             alone, lone_ids = new_cache(), torch.from_numpy(ids).to(model.device)[None]
-            with _kernels_for_any_length(model):
+            with without_cudnn(model.device):
                 out = model(input_ids=lone_ids, past_key_values=alone, use_cache=True, logits_to_keep=1)
             logits = out.logits[0, -1].float()
             found.prompts += 1
@@ -104,17 +102,6 @@ def verify(
         if generate_tokens and done.cache is not None:
             _continue(found, model, prompts, done, generate_tokens, near)
     return found
-
-
-def _kernels_for_any_length(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
-    """For prompts run alone, each of a length of its own: torch's kernels but for cuDNN's.
-
-    That one is planned anew for every shape, which takes some 0.4 s, and a Hopper GPU's attention prefers it.
-    """
-    if model.device.type != "cuda":
-        return contextlib.nullcontext()
-    chosen = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return cast("contextlib.AbstractContextManager[None]", chosen)
 
 
 def _see_finite(found: Verification, what: str, alone: torch.Tensor, *own: torch.Tensor) -> None:
@@ -146,11 +133,12 @@ def _continue(
     assert done.first_tokens is not None
     first = torch.tensor(done.first_tokens, device=model.device)[:, None]
     mask = torch.cat([done.mask, done.mask.new_ones(len(prompts), 1)], dim=1)
-    from_cache = greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
+    with without_cudnn(model.device):
+        from_cache = greedy(model, first, mask, tokens, past_key_values=done.cache).sequences.tolist()
     for ids, ours in zip(prompts, from_cache, strict=True):
         prompt = torch.from_numpy(ids).to(model.device)[None]
         # The mask is given, because generation would mistake a token with the id of the pad for a pad.
-        with _kernels_for_any_length(model):
+        with without_cudnn(model.device):
             alone = greedy(model, prompt, torch.ones_like(prompt), tokens + 1, output_logits=True)
         theirs = alone.sequences[0, len(ids) :].tolist()
         found.continued += 1

@@ -128,8 +128,9 @@ def _zeros(rows: int, like: torch.Tensor) -> torch.Tensor:
 def unpack(cache: DynamicCache, layout: Layout, device: torch.device) -> torch.Tensor:
     """Scatter a packed cache, in place, into one left-padded row per prompt (the paper, section 3.1).
 
-    Layer by layer, each packed tensor being freed before the next layer is scattered, so that at most one layer is
-    held twice. What goes where is found on the host, which never waits for the device.
+    The protocol of the paper does this once its forward is done; ``modern`` writes each layer where it belongs as it is
+    computed (``CacheWriter``). Layer by layer, each packed tensor being freed before the next layer is scattered, so
+    that at most one layer is held twice. What goes where is found on the host, which never waits for the device.
 
     Args:
         cache: per layer keys and values [rows, kv_heads, width, head_dim]; becomes [k, kv_heads, longest, head_dim].

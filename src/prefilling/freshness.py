@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+CAPTURING = "transformers.utils.output_capturing"
 State: TypeAlias = tuple[Any, ...]
 SAMPLES = 32  # entries of a weight that are compared where the forward holds a copy of it
 
@@ -29,8 +30,13 @@ def state_of(model: PreTrainedModel) -> State:
 
 
 def hooks_of(module: nn.Module) -> int:
-    """How many hooks run before or after a module's forward."""
-    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+    """How many hooks run before or after a module's forward.
+
+    Those that transformers leaves behind when a call asked for hidden states or attention weights are left out: they
+    change nothing, and keep something only within such a call.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return sum(getattr(hook, "__module__", None) != CAPTURING for hook in hooks)
 
 
 def _of_weight(weight: torch.Tensor) -> tuple[Any, ...]:

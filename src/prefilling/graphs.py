@@ -1,16 +1,21 @@
 """The fused forward as CUDA graphs: for small batches, launching its kernels takes longer than what they compute.
 
 A graph is captured once for a *bucket* of token counts, numbers of prompts and lengths, and replayed for every batch
-that fits it, padded to it. Its pads are counted as computed tokens.
+that fits it, padded to it. Its pads are counted as computed tokens. Graphs are kept with the model, so that what one
+method has captured serves the others; all of them share one pool of memory and one place for keys and values, whose
+contents are taken out before the next replay.
 """
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from .attention.spans import Attention, ByOffsets
 from .forward import FusedForward
@@ -18,6 +23,18 @@ from .forward import FusedForward
 MOST_TOKENS = 4096  # of a bucket: in larger batches computing takes longer than launching
 STEPS = ((1024, 128), (MOST_TOKENS, 512))  # up to so many tokens, buckets are so many apart
 WARM_UPS = 3  # calls before a capture, in which libraries choose and load their kernels
+Capture = Callable[[Callable[[], None]], Callable[[], object]]
+
+
+@dataclass
+class Captures:
+    """How many graphs this process has captured, and the seconds that it took."""
+
+    graphs: int = 0
+    seconds: float = 0.0
+
+
+captures = Captures()
 
 
 def bucket_of(tokens: int) -> int | None:
@@ -89,14 +106,23 @@ class GraphForward:
         capture: makes a replay of what is called, after it has been called: on CUDA a graph.
     """
 
-    def __init__(self, fused: FusedForward, capture: Callable[[Callable[[], None]], Callable[[], object]]) -> None:
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> GraphForward:
+        """The graphs of ``model`` on its CUDA device, kept with its fused forward, and so made anew with it."""
+        fused = FusedForward.of(model)
+        if fused.graphs is None:
+            fused.graphs = cls(fused, functools.partial(cuda_graph, pool=torch.cuda.graph_pool_handle()))
+        return fused.graphs
+
+    def __init__(self, fused: FusedForward, capture: Capture) -> None:
         self._fused, self._capture = fused, capture
-        self._captured: dict[Bucket, Captured] = {}
+        self._captured: dict[tuple[Bucket, type[ByOffsets]], Captured] = {}
+        self._kv: list[torch.Tensor] = []  # of each layer, for the tokens of the largest bucket
         self.elementwise = fused.elementwise
         self.kv_heads, self.head_dim, self.num_layers = fused.kv_heads, fused.head_dim, fused.num_layers
 
     def computed_tokens(self, tokens: int) -> int:
-        """Token positions that pass through the model for a line of so many."""
+        """Token positions that pass through the model for a line of so many, those that fill up a bucket among them."""
         return bucket_of(tokens) or tokens
 
     @property
@@ -111,13 +137,15 @@ class GraphForward:
         """As ``FusedForward``; keys and values are kept once all layers are through."""
         tokens = token_ids.numel()
         whole = bucket_of(tokens)
-        if whole is None or not isinstance(segments, ByOffsets):
+        if whole is None:
             return self._fused(token_ids, positions, segments, last, keep)
+        assert isinstance(segments, ByOffsets)
         longest = power_of_two(max(segments.longest, whole - tokens))
         bucket = Bucket(whole, power_of_two(len(segments.offsets)), longest, power_of_two(len(last)))
-        if bucket not in self._captured:
-            self._captured[bucket] = self._make(bucket, segments)
-        captured = self._captured[bucket]
+        kind = bucket, type(segments)
+        if kind not in self._captured:
+            self._captured[kind] = self._make(bucket, segments)
+        captured = self._captured[kind]
         captured.fill(token_ids, positions, segments, last)
         captured.replay()
         for layer, kv in enumerate(captured.kv):
@@ -134,19 +162,27 @@ class GraphForward:
         made = Captured(ids, positions, replace(like, offsets=offsets, longest=bucket.longest), last, [], ids, int)
 
         def keep(layer: int, kv: torch.Tensor) -> None:
+            if layer == len(self._kv):
+                self._kv.append(kv.new_empty((MOST_TOKENS, kv.shape[1])))
             if layer == len(made.kv):
-                made.kv.append(torch.empty_like(kv, memory_format=torch.contiguous_format))
+                made.kv.append(self._kv[layer][: bucket.tokens])
             made.kv[layer].copy_(kv)
 
         def run() -> None:
             made.hidden = self._fused(ids, positions, made.attention, last, keep)
 
+        start = time.perf_counter()
         made.replay = self._capture(run)
+        captures.graphs, captures.seconds = captures.graphs + 1, captures.seconds + time.perf_counter() - start
         return made
 
 
-def cuda_graph(run: Callable[[], None]) -> Callable[[], object]:
-    """Capture what ``run`` launches on this thread's CUDA device, for replays."""
+def cuda_graph(run: Callable[[], None], pool: Any) -> Callable[[], object]:
+    """Capture what ``run`` launches on this thread's CUDA device, for replays.
+
+    Args:
+        pool: of memory that graphs share, as ``torch.cuda.graph_pool_handle`` gives it.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -154,6 +190,7 @@ def cuda_graph(run: Callable[[], None]) -> Callable[[], object]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, a serving engine's for example, may go on allocating meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         run()
     return graph.replay

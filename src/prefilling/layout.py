@@ -128,7 +128,7 @@ class Layout:
             int64 [rows * width], row * longest + column of the cache.
         """
         first = (numbers + 1) * longest - self.length
-        of_prompt = first[self.segments] + self.positions  # wrong on pads, where segments are -1
+        of_prompt = first[self.segments] + self.positions  # of pads a place of the last prompt, not taken below
         return np.where(self.segments >= 0, of_prompt, spare).ravel()
 
 

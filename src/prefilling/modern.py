@@ -14,11 +14,14 @@ from .attention.kernels import kernel_of
 from .attention.spans import Attention, spans_of
 from .cache import CacheWriter
 from .forward import FusedForward, OwnForward, logits_of
-from .graphs import GraphForward, cuda_graph
+from .graphs import GraphForward
 from .layout import Layout, Part, most_at_once, packed, parts_of, right_padded, scatters
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
 from .shape import windows_of
+
+OF_OFFSETS = ("varlen", "flash")  # kernels whose segments are offsets on the device, which a graph reads anew
+QUANTIZED = ("Linear4bit", "Linear8bitLt")  # bitsandbytes' layers, which wait for the device
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Chunk:
     Attributes:
         token_ids, positions: int64 [rows, width].
         last: int64 [prompts], flat place of each prompt's last token.
-        places: int64 [rows * width], where keys and values go in the batch's cache; None where it is the rows.
+        places: int64 [rows * width], where keys and values go in the batch's cache; None: the rows themselves are the
+            cache, and nothing is scattered.
     """
 
     token_ids: torch.Tensor
@@ -70,6 +74,9 @@ class Modern:
         self._model, self._method, self._options = model, method, options
         self._forward = _forward(model, options.forward)
         self._kernel = kernel_of(method.attention or options.attention, model.device, model.dtype)
+        if isinstance(self._forward, GraphForward) and self._kernel.NAME not in OF_OFFSETS:
+            problem = f"graphs need attention by offsets, and this is attention={self._kernel.NAME}"
+            raise UserError("forward", problem, f"use attention={' or '.join(OF_OFFSETS)}, or forward=fused")
         self.elementwise = getattr(self._forward, "elementwise", None)
         self.attention = ("" if method.packs else "right-padded, ") + self._kernel.WORDS
         self._windows, self._left_padded = windows_of(model.config), left_padded
@@ -85,13 +92,13 @@ class Modern:
         writer = CacheWriter(lengths, forward.num_layers, forward.kv_heads, forward.head_dim, t.lap)
         packs, most = self._method.packs, most_at_once(self._options.max_tokens, self._model.device.type)
         parts = parts_of(self._method, sizes, self._options.pack, most, bins)
-        numbers = [part.prompts for part in parts]
+        numbers = [part.prompts for part in parts]  # of each part's prompts, within the batch
         layouts = [_layout(part, prompts, own, packs) for part, own in zip(parts, numbers, strict=True)]
         left_padded = self._left_padded or scatters(self._method, parts, self._windows != (None,))
         spare = writer.spare if left_padded else None
         places = [_places(layout, own, longest, spare) for layout, own in zip(layouts, numbers, strict=True)]
         spans = [spans_of(part, sizes, packs, self._windows) for part in parts]
-        order = torch.from_numpy(np.argsort(np.concatenate(numbers)))
+        order = torch.from_numpy(np.argsort(np.concatenate(numbers)))  # from the order of parts back to the batch's
         t.lap("plan")
         segments = [self._kernel.plan(each) for each in spans]
         chunks = [_chunk(*each) for each in zip(layouts, places, segments, strict=True)]
@@ -144,14 +151,14 @@ def _forward(model: PreTrainedModel, name: str) -> FusedForward | GraphForward |
         why = {"graphs": "graphs are CUDA's, and this is a CPU", "compiled": "compiled passes bring nothing on a CPU"}
         raise UserError("forward", why[name], "use forward=fused")
     if name == "graphs":
-        if getattr(model, "is_quantized", False):
+        if any(type(module).__name__ in QUANTIZED for module in model.modules()):
             raise UserError("forward", "graphs are of plain weights", "use forward=fused, or loadbit=none")
-        return GraphForward(FusedForward.of(model), cuda_graph)
+        return GraphForward.of(model)
     return FusedForward.of(model, compiled=name == "compiled")
 
 
 def _places(layout: Layout, numbers: np.ndarray, longest: int, spare: int | None) -> torch.Tensor | None:
-    """Where a layout's keys and values go, pads to ``spare``; None where that is None, for the cache is the rows."""
+    """Where a layout's keys and values go, pads to ``spare``; None where nothing is scattered, and there is none."""
     return None if spare is None else torch.from_numpy(layout.places(numbers, longest, spare))
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from .attention.dense import independent_mask
+from .attention.kernels import without_cudnn
 from .cache import new_cache, unpack
 from .layout import Layout, left_padded, packed
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
@@ -71,13 +72,14 @@ class Published:
             unpacked = unpack(cache, layout, self._model.device)
             mask = torch.cat([unpacked, unpacked.new_ones(len(prompts), 1)], dim=1)
             t.lap("unpack")
-            logits = self._model(
-                input_ids=final_on_device[:, None],
-                attention_mask=mask,
-                position_ids=rows.length[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            with without_cudnn(self._model.device):
+                logits = self._model(
+                    input_ids=final_on_device[:, None],
+                    attention_mask=mask,
+                    position_ids=rows.length[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]
             first_tokens = logits.argmax(-1).tolist()
             computed += len(prompts)
             t.lap("decode")
@@ -85,13 +87,14 @@ class Published:
 
     def _forward(self, rows: Rows, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Logits at every position, [rows, width, vocab]."""
-        logits: torch.Tensor = self._model(
-            input_ids=rows.token_ids,
-            attention_mask=mask,
-            position_ids=rows.positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
+        with without_cudnn(self._model.device):
+            logits: torch.Tensor = self._model(
+                input_ids=rows.token_ids,
+                attention_mask=mask,
+                position_ids=rows.positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
         return logits
 
 

@@ -74,10 +74,13 @@ def _kind(run: Run) -> tuple[object, ...]:
 
 
 def _comparison(runs: list[Run]) -> Comparison:
-    """One record a method: those of the run with most methods (ties go to the newest), then those only others have."""
+    """One record a method: those of the run with most methods that may be relied upon, then those only others have.
 
-    def rank(run: Run) -> tuple[int, str]:
-        return sum(record.row.status == "ok" for record in run), max(record.row.created_at for record in run)
+    Ties go to the run with most methods measured, then to the newest.
+    """
+
+    def rank(run: Run) -> tuple[int, int, str]:
+        return _usable([record.row for record in run])
 
     first = max(runs, key=rank)
     shown: dict[tuple[object, ...], Record] = {}
@@ -98,10 +101,19 @@ def _with_speedup(record: Record, base: Record) -> Record:
     row = record.row
     if row.status != "ok" or row.method == BASELINE or row.speedup_over_full_batching is not None or row.arrivals:
         return record
-    filled = replace(row, speedup_across_runs=True)
+    theirs, ours = base.whole_seconds(), record.whole_seconds()
     same_batches = not method_of(row.method).needs_dataset
-    set_speedup(filled, stats.between_runs(base.seconds(), record.seconds(), same_batches))
+    if theirs is None or ours is None or (same_batches and theirs.shape[1] != ours.shape[1]):
+        return record
+    filled = replace(row, speedup_across_runs=True)
+    set_speedup(filled, stats.between_runs(theirs, ours, same_batches))
     return replace(record, row=filled)
+
+
+def _usable(run: Sequence[Row]) -> tuple[int, int, str]:
+    """How much of a run may be relied upon, how much was measured, and when: of several the greatest is shown."""
+    done = [row for row in run if row.status == "ok"]
+    return sum(not row.doubted for row in done), len(done), max(row.created_at for row in run)
 
 
 Methods = dict[str, Row]  # the rows of one run, by method
@@ -110,13 +122,14 @@ Methods = dict[str, Row]  # the rows of one run, by method
 def in_turns(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], Methods]:
     """For each combination of values in these columns one run, whose methods took turns, as rows by method.
 
-    Of several runs the one with most methods is taken (ties: the newest), so that no line of a table mixes runs.
+    Of several runs the one with most methods that may be relied upon is taken (ties: the newest), so that no line of a
+    table mixes runs.
     Serving engines have a forward of their own, so the other methods say what a run was of.
     """
     runs: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         runs[row.comparison_id].append(row)
-    ranked = sorted(runs.values(), key=lambda run: (len(run), max(row.created_at for row in run)))
+    ranked = sorted(runs.values(), key=lambda run: (_usable(run)[0], len(run), _usable(run)[2]))
     found: dict[tuple[Any, ...], Methods] = {}
     for run in ranked:  # the last one stands
         told = next((row for row in run if row.forward), run[0])

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..interval import Interval
+from ..interval import FEW, Interval
 
+ON_PURPOSE = "measured with faults on purpose"  # how the reason begins that such a measurement is not valid for
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
 
 # The kinds of columns. The first three identify a measurement; two rows that agree in them are the same measurement.
@@ -72,8 +73,10 @@ class Row:
     attention_kernel: str | None = _origin("attention kernels that ran, as one profiled pass showed them; none: unseen")
     attention_share: float | None = _figure("share of that pass's time that attention took")
     attention_pairs_ratio: float | None = _figure("query-key pairs that attention computed over those that are needed")
-    compile_s: float | None = _figure("compiling, in all; none: nothing was compiled", unit="s")
-    recompiled_timed: int | None = _figure("graphs that were compiled within the timed passes, which their times hold")
+    compile_s: float | None = _figure(
+        "compiling and capturing CUDA graphs, in all; none: there was nothing to", unit="s"
+    )
+    recompiled_timed: int | None = _figure("graphs compiled or captured within the timed passes, whose times hold that")
     ideal_attention_kernel: str | None = _origin("the same of the ideal, which takes the fastest that there is")
     batch_size: int = _work("prompts served together; dataset-prepacking: bins", 0)
     num_prompts: int = _work("prompts measured", 0)
@@ -145,7 +148,9 @@ class Row:
     speedup_over_length_ordered_ci_low: float | None = _figure("its 95 % interval, lower end")
     speedup_over_length_ordered_ci_high: float | None = _figure("the same, upper end")
     noise_floor: float | None = _setting("difference from 1 that does not count as faster or slower; 0.01 is 1 %")
-    intervals_rest_on_few: bool | None = _figure("fewer than 5 batches (offline methods: repeats) behind the intervals")
+    intervals_rest_on_few: bool | None = _figure(
+        "fewer than 5 batches (offline methods: repeats), or one repeat, behind the intervals"
+    )
     fraction_of_ideal: float | None = _figure(
         "time of the fastest dense forward at hand of as many useful tokens over this method's"
     )
@@ -185,7 +190,9 @@ class Row:
     )
     memory_limit_mb: int | None = _work("memory at which allocations on the CPU were made to fail, where it was set")
     peak_memory_source: str | None = _origin("torch allocated (GPU) or process resident (CPU)")
-    torch_peak_allocated_mb: float | None = _figure("peak of tensors, GPU", unit="MB of 2**20 bytes")
+    torch_peak_allocated_mb: float | None = _figure(
+        "peak of tensors, less what serving engines beside it hold, GPU", unit="MB of 2**20 bytes"
+    )
     torch_peak_reserved_mb: float | None = _figure("peak of torch's allocator, GPU", unit="MB of 2**20 bytes")
     nvml_process_memory_mb: float | None = _figure(
         "largest reading of the driver for this process, GPU", unit="MB of 2**20 bytes"
@@ -264,7 +271,19 @@ class Row:
             return None
         if low is None or high is None:
             low = high = math.nan
-        return Interval(value, low, high, bool(self.intervals_rest_on_few))
+        return Interval(value, low, high, self._rests_on_few(name), self.doubted)
+
+    def _rests_on_few(self, name: str) -> bool:
+        """Whether too little is behind a column's interval to vouch for it, as ``stats`` has it."""
+        if name == "speedup_over_length_ordered":  # only repeats are draws, whatever the method
+            return 0 < self.repeats < FEW
+        return name != "ttft_mean_s" and (bool(self.intervals_rest_on_few) or self.repeats == 1)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether something but faults on purpose speaks against relying on this measurement."""
+        reasons = (self.invalid_reasons or "").split("; ")
+        return self.valid is False and any(not reason.startswith(ON_PURPOSE) for reason in reasons)
 
 
 @dataclass(frozen=True)

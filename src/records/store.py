@@ -61,6 +61,14 @@ class Record:
         table = self.sample_table()
         return table.pivot(index="repeat", columns="batch", values="seconds").to_numpy(dtype=np.float64)
 
+    def whole_seconds(self) -> Seconds | None:
+        """The same; None where the samples cannot be read, or not every batch of every repeat has its seconds."""
+        try:
+            seconds = self.seconds()
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return seconds if seconds.size and np.isfinite(seconds).all() and (seconds > 0).all() else None
+
     def sample_table(self) -> pandas.DataFrame:
         """The samples, a line for each batch of each repeat."""
         import pandas  # here and below: it would add half a second to the start of every command

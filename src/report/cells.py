@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas
@@ -17,7 +17,7 @@ Format = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Marked:
-    """A value with the marks of the notes below its table: ``‡``, ``§``, ``†``."""
+    """A value with marks of the notes below its table: ``§``, ``†``; ``‡`` stands by itself at intervals of few."""
 
     value: Any
     marks: str
@@ -51,6 +51,8 @@ class Column:
             return f"{self.text(value.value)} {value.marks}"
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return self.missing
+        if isinstance(value, Interval) and value.few and tells(value.low, value.high):
+            return f"{self.show(value)} ‡"
         return value if isinstance(value, str) else self.show(value)
 
 
@@ -62,11 +64,13 @@ class Table:
         frame: the values, by the labels of their columns.
         columns: those that are written, and how.
         records: for each row the run ids of the records that it is from; empty where no row names any.
+        doubted: run ids of records that are INVALID for a reason not asked for; rows that are from them say so.
     """
 
     frame: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     columns: tuple[Column, ...] = ()
     records: tuple[tuple[str, ...], ...] = ()
+    doubted: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """Rows."""
@@ -79,7 +83,15 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Every row as it is written."""
-        return [[c.text(value) for c, value in zip(self.columns, row, strict=True)] for row in self._rows()]
+        found = [[c.text(value) for c, value in zip(self.columns, row, strict=True)] for row in self._rows()]
+        for line, names in zip(found, self.records, strict=False):
+            if self.doubted.intersection(names):
+                line[0] += " (INVALID)"
+        return found
+
+    def with_doubts(self, doubted: Iterable[str]) -> Table:
+        """The same with the records that are not to be relied upon."""
+        return replace(self, doubted=frozenset(doubted))
 
     def sort_keys(self) -> list[list[float | None]]:
         """For every cell the number that it holds, None where it holds none."""
@@ -94,7 +106,7 @@ class Table:
         """The rows whose cell in a column is one of these values."""
         kept = self.frame[label].isin(values)
         records = tuple(each for each, keep in zip(self.records, kept, strict=False) if keep)
-        return Table(self.frame[kept].reset_index(drop=True), self.columns, records)
+        return Table(self.frame[kept].reset_index(drop=True), self.columns, records, self.doubted)
 
     def _rows(self) -> list[list[Any]]:
         return self.frame[self.header].to_numpy(dtype=object).tolist()  # type: ignore[no-any-return]

@@ -18,20 +18,23 @@ from .words import MODELS
 
 CLOSE = 0.1  # figures are equal within this share of the paper's, or if the interval contains it
 NOTHING = "nothing was recorded for it"
+INVALID = "a run that it rests on is INVALID"
 
 
 def against(found: Sequence[Interval | None], bound: float) -> tuple[str, str]:
     """The verdict on "all of these lie above the bound", and why it is that.
 
     It holds if every interval lies above. It does not if any lies below. Else, and where an interval rests on too few
-    batches or repeats, it cannot be told.
+    batches or repeats, or on an INVALID run, it cannot be told.
     """
     known = [each for each in found if each is not None]
-    sure = [each for each in known if tells(each.low, each.high) and not each.few]
+    sure = [each for each in known if tells(each.low, each.high) and not (each.few or each.invalid)]
     if below := sum(each.high < bound for each in sure):
         return FAILS, f"{below} of {len(found)} below {bound:g}" if len(found) > 1 else ""
     if len(known) < len(found):
         return CANNOT_TELL, "a run failed"
+    if any(each.invalid for each in known):
+        return CANNOT_TELL, INVALID
     if len(sure) < len(known):
         return CANNOT_TELL, "too few batches or repeats for an interval"
     if unsure := sum(each.low <= bound for each in sure):

@@ -12,7 +12,7 @@ from ..prefilling.methods import BASELINE, method_of
 from ..records.row import Row
 from ..records.store import Record
 from .cells import Column, Marked, Spread, as_markdown, estimate, fixed, make_table, significant, spread, times
-from .words import UNITS, bullets, label, notes, starred
+from .words import UNITS, bullets, label, notes, starred, validity
 
 PER_PROMPT = "s / prompt, std over repeats"
 OPERATIONS, ENERGY = "Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"
@@ -43,7 +43,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
             continue
         weak = "" if row.utilization_valid else "†"
         body.append({
-            "Method": starred(row), time: marked(per_batch(row), "‡" if row.intervals_rest_on_few else ""),
+            "Method": starred(row), time: per_batch(row),
             "Max util (%)": marked(row.max_utilization_pct, weak), "Peak memory (MB)": row.peak_memory_mb,
             "Mean util (%)": marked(row.mean_utilization_pct, weak), "Std time (s)": row.seconds_per_batch_std,
             "Max util, std over repeats (%)": row.max_utilization_std_pct,
@@ -52,7 +52,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
             "Speedup over full-batching": speedup(row),
         })  # fmt: skip
     text = as_markdown(make_table(columns, body, ()))
-    return "\n".join([text, *bullets([*notes(rows), *_other_runs(rows)])])
+    return "\n".join([text, *bullets([*notes(rows), *validity(rows), *_other_runs(rows)])])
 
 
 def _other_runs(rows: Sequence[Row]) -> list[str]:
@@ -99,8 +99,7 @@ def speedup(row: Row | None) -> Any:
         return None
     if row.method == BASELINE:
         return 1.0
-    marks = ["‡"] * bool(row.intervals_rest_on_few and row.speedup_ci_low) + ["§"] * bool(row.speedup_across_runs)
-    return marked(row.interval("speedup_over_full_batching"), " ".join(marks))
+    return marked(row.interval("speedup_over_full_batching"), "§" if row.speedup_across_runs else "")
 
 
 def phase_table(rows: Sequence[Row]) -> str:

@@ -5,8 +5,9 @@ The section of an experiment is the file of its name in ``sections/``. It holds
 - ``TITLE`` and ``LEAD``, and ``PLACE``, its place in the report;
 - ``select(records)``, what the section is about, from the records of the experiment;
 - ``table(found)``, ``claims(found)`` and ``figure(found)``, each from what ``select`` returned;
-- where they are needed ``notes(found)``, lines below the table, and ``TAKES``, the names of the experiments whose
-  records it takes, where those are not its own alone (None: of no experiment).
+- where they are needed ``notes(found)``, lines below the table; ``TAKES``, the names of the experiments whose records
+  it takes, where those are not its own alone (None: of no experiment); ``SEEDS``, true where it puts the records of
+  several seeds together, and says itself which runs are INVALID: else it is given those of one seed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -23,6 +25,7 @@ from ..records.groups import comparisons
 from ..records.store import Record
 from . import sections
 from .cells import Table
+from .words import FEW, validity
 
 HOLDS, FAILS, CANNOT_TELL, NOT_RUN = "holds", "does not hold", "cannot tell", "not run"
 VERDICTS = (HOLDS, FAILS, CANNOT_TELL, NOT_RUN)
@@ -85,6 +88,21 @@ def modules() -> tuple[ModuleType, ...]:
     return tuple(sorted(found, key=lambda module: (module.PLACE, module.__name__)))
 
 
+def _of_one_seed(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records of the seed that most are of (ties: the lowest), and a line that says which were left out.
+
+    Another seed has other prompts and weights: a search for the largest batch, a ratio of two runs or a claim would
+    mix what does not belong together.
+    """
+    count = Counter(record.row.seed for record in records)
+    if len(count) < 2:
+        return list(records), []
+    seed = min(count, key=lambda seed: (-count[seed], seed))
+    others = ", ".join(str(each) for each in sorted(count) if each != seed)
+    said = f"of seed {seed}; records of seed {others} are left out here, and have to lie in a folder of their own"
+    return [record for record in records if record.row.seed == seed], [said]
+
+
 def name_of(module: ModuleType) -> str:
     """The experiment that a file of ``sections/`` is about."""
     return module.__name__.rpartition(".")[2]
@@ -99,12 +117,22 @@ def make(module: ModuleType, records: Sequence[Record]) -> Section:
     """
     takes = getattr(module, "TAKES", (name_of(module),))
     own = [record for record in records if record.row.experiment in takes]
+    other_seeds: list[str] = []
+    pools = getattr(module, "SEEDS", False)
+    if None not in takes and not pools:
+        own, other_seeds = _of_one_seed(own)
     found = module.select([record for group in comparisons(own) for record in group.shown])
     table, claims = module.table(found), module.claims(found)
     section = Section(name_of(module), module.TITLE, module.LEAD, claims)
     if len(table):
-        section.table, section.figure = table, module.figure(found)
-        section.notes = module.notes(found) if hasattr(module, "notes") else []
+        by_run = {} if pools else {record.row.run_id: record.row for record in own}
+        behind = [by_run[name] for name in dict.fromkeys(name for line in table.records for name in line)
+                  if name in by_run]  # fmt: skip
+        section.table = table.with_doubts({row.run_id for row in behind if row.doubted})
+        section.figure = module.figure(found)
+        told = module.notes(found) if hasattr(module, "notes") else []
+        marked = any("‡" in cell for line in table.texts() for cell in line)
+        section.notes = [*told, *[FEW] * (marked and FEW not in told), *validity(behind), *other_seeds]
     elif not claims:
         section.notes = ["not run: nothing was recorded for it"]
     return section

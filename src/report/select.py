@@ -61,10 +61,16 @@ def over(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours and theirs else None
 
 
+def memory_of(row: Row) -> str:
+    """What ``memory_ratio`` is of, in words; empty where it is the peak memory as it stands in tables."""
+    return ", above the process without weights" if row.resident_rest_mb else ""
+
+
 def memory_ratio(base: Row, packed: Row) -> float | None:
     """A method's peak memory over prepacking's.
 
-    On a GPU it is that of tensors, as in the authors' table, and on a CPU what lies above Python and its libraries.
+    On a GPU it is that of tensors, as in the authors' table, and on a CPU what lies above the process without weights,
+    which ``memory_of`` says.
     """
     if base.peak_memory_mb is None or packed.peak_memory_mb is None:
         return None

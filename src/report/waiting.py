@@ -8,7 +8,7 @@ from typing import Any
 from ..interval import Interval
 from ..records.row import Row
 from .cells import Column, as_markdown, estimate, fixed, make_table, significant
-from .words import bullets, label, notes
+from .words import bullets, label, notes, validity
 
 COLUMNS = (
     Column("Method"), Column("Policy"), Column("Prompts / s", significant), Column("TTFT mean (s)", estimate()),
@@ -55,6 +55,7 @@ def load_table(rows: Sequence[Row]) -> str:
     slo = "" if first.slo_ms is None else f", first tokens within {first.slo_ms:g} ms wanted"
     heading = f"Arrivals: {first.arrivals}, {first.num_prompts:,} prompts, {first.clock} clock{slo}"
     said = [line for line in notes(rows) if not line.startswith(("†", "‡"))]  # of columns that stand elsewhere
+    said += validity(rows)
     return "\n".join([heading, "", as_markdown(make_table(COLUMNS, body, ())), *bullets(said)])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ..config import Config
 from ..prefilling.methods import method_of
-from ..records.row import Row
+from ..records.row import INTERVALS, Row
 from ..records.store import Record
 from ..workload import profiles
 from ..workload.files import named
@@ -19,6 +19,11 @@ MODELS = {
     "mistral-7b": "Mistral-7B",
 }
 MANY = 12  # values, of which a sentence names the first few
+FEW = (
+    "‡ an interval that rests on fewer than 5 batches (offline methods and ratios over length-ordered: repeats), or on "
+    f"one repeat, which leaves drift out; those beyond a factor of {WIDEST:.0f} are not shown"
+)
+TELLING = ("dataset", "model", "metric", "batch_size")  # columns that tell rows of one method in a table apart
 UNITS = {"prefill": "Prefill", "ttft": "TTFT"}
 
 
@@ -90,29 +95,43 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("dataset-prepacking has batches of its own, bins of all prompts: compare it by the prompt")
     if any(row.status == "ok" and not row.utilization_valid for row in rows):
         lines.append("† too few averaging windows for a utilization, or no counter")
-    if any(row.status == "ok" and row.intervals_rest_on_few for row in rows):
-        lines.append(
-            "‡ its intervals rest on fewer than 5 batches (offline methods: repeats); those beyond a factor of "
-            f"{WIDEST:.0f} are not shown"
-        )
+    if any(found and found.few for row in rows for found in map(row.interval, INTERVALS)):
+        lines.append(FEW)
     if any(row.status == "ok" and method_of(row.method).apart for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     if any(row.speedup_across_runs for row in rows):
         lines.append("§ over full-batching of another run, with the interval between runs (docs/measuring.md)")
-    return lines + validity(rows)
+    return lines
 
 
 def validity(rows: Sequence[Row]) -> list[str]:
-    """Which rows are VALID, and which are not and why, with notes on both; nothing of records without this verdict."""
+    """Which rows are VALID, and which are not and why, with notes on both; nothing of records without this verdict.
+
+    A row is named by its method, and by whatever else it needs to be told from the others.
+    """
     judged = [row for row in rows if row.valid is not None]
-    lines = [f"INVALID: {label(row)}: {row.invalid_reasons}" for row in judged if not row.valid]
-    if fine := list(dict.fromkeys(label(row) for row in judged if row.valid)):
-        lines.append(f"VALID: {', '.join(fine)}")
+    differ = [name for name in TELLING if len({getattr(row, name) for row in judged}) > 1]
+
+    def named_apart(row: Row) -> str:
+        return ", ".join([label(row), *(_setting(row, name) for name in differ)])
+
+    invalid = [row for row in judged if not row.valid]
+    lines = list(dict.fromkeys(f"INVALID: {named_apart(row)}: {row.invalid_reasons}" for row in invalid))
+    if len(invalid) < len(judged):
+        fine = list(dict.fromkeys(label(row) for row in judged if row.valid))
+        lines.append("VALID: all others" if invalid else f"VALID: {', '.join(fine)}")
     noted: dict[str, list[str]] = {}
     for row in judged:
         for note in filter(None, (row.notes or "").split("; ")):
             noted.setdefault(note, []).append(label(row))
     return [*lines, *(f"note: {', '.join(dict.fromkeys(names))}: {note}" for note, names in noted.items())]
+
+
+def _setting(row: Row, name: str) -> str:
+    value = getattr(row, name)
+    if name == "metric":
+        return UNITS[row.metric]
+    return f"batches of {value}" if name == "batch_size" else str(value)
 
 
 def provenance(records: Sequence[Record]) -> str:

@@ -13,7 +13,7 @@ from ..records.row import Row
 from ..records.store import Record
 from .answer import certain, doubt
 from .cells import times
-from .select import BASE, ORDERED, PACKED, memory_ratio
+from .select import BASE, ORDERED, PACKED, memory_of, memory_ratio
 from .words import UNITS
 
 PADDING_FREE = "padding-free"
@@ -41,12 +41,14 @@ def worth(records: Sequence[Record]) -> dict[str, str]:
     prefill, ttft = ([run for run in runs if run[PACKED].row.metric == metric] for metric in UNITS)
     speedups = (("prefill", prefill, " as fast"), ("TTFT", ttft, ""))
     ordered, padding_free = _over(runs, ORDERED, _over_length_ordered), _over(runs, PADDING_FREE, _over_padding_free)
+    in_memory = _over(runs, BASE, _in_memory)
+    above = memory_of(in_memory[0].row) if in_memory else ""
     over_base = [f"{name} {_in_words(_over(of, BASE, _over_full_batching), what)}" for name, of, what in speedups]
     return {
         "over full-batching": "; ".join(over_base),
         "over others": f"length-ordered, which needs all prompts in advance: {_in_words(ordered)}; "
         f"padding-free: {_in_words(padding_free)}",
-        "in memory": f"full-batching needs {_in_words(_over(runs, BASE, _in_memory), ' as much', bare=True)}",
+        "in memory": f"full-batching needs {_in_words(in_memory, ' as much', bare=True)}{above}",
     }
 
 
@@ -96,10 +98,10 @@ def _over_length_ordered(run: Run) -> Interval | None:
 
 def _over_padding_free(run: Run) -> Interval | None:
     """No column has it, so it comes from the samples; both methods have the same batches."""
-    try:
-        return stats.speedup_interval(run[PADDING_FREE].seconds(), run[PACKED].seconds(), same_batches=True)
-    except (OSError, ValueError, KeyError):  # the samples cannot be read
+    free, packed = run[PADDING_FREE].whole_seconds(), run[PACKED].whole_seconds()
+    if free is None or packed is None or free.shape != packed.shape:
         return None
+    return stats.speedup_interval(free, packed, same_batches=True)
 
 
 def _in_memory(run: Run) -> Interval | None:
@@ -129,7 +131,10 @@ def _in_words(found: Sequence[Ratio], what: str = "", bare: bool = False) -> str
         return f"{middle} (median of {len(found)}, all of them uncertain; {', '.join(experiments)})"
     unsure = f", {len(found) - len(sure)} of them uncertain" if len(sure) < len(found) else ""
     largest = max(sure, key=lambda each: each.value.value)
-    return f"{middle} (median of {len(found)}{unsure}), up to {_figure(largest, bare)} ({_where(largest.row)})"
+    said = f"{middle} (median of {len(found)}{unsure})"
+    if largest.value.value < statistics.median(each.value.value for each in found):
+        return said  # what lies above it is too uncertain to be named
+    return f"{said}, up to {_figure(largest, bare)} ({_where(largest.row)})"
 
 
 def _figure(ratio: Ratio, bare: bool) -> str:

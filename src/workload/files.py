@@ -31,6 +31,9 @@ def find(paths: str | Sequence[str]) -> list[Path]:
         path = Path(each).expanduser()
         if path.is_dir():
             raise UserError("dataset.path", f"'{each}' is a folder", f"name its files: '{each.rstrip('/')}/*'")
+        piped = str(each).startswith(("/dev/fd/", "/dev/stdin"))  # of the process that asked, which is another one
+        if piped or (path.exists() and not path.is_file()):
+            raise UserError("dataset.path", f"'{each}' is no regular file", "pipe it in, with dataset.path=-")
         # A name that exists is a name, whatever characters it has.
         matched = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         if not matched:

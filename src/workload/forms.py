@@ -93,6 +93,9 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
         if name and not isinstance(record, dict | None):
             on_bad(place, "it has no fields, as the others have")
             continue
+        if isinstance(record, dict) and name and name not in record and not _other_field(record, name):
+            on_bad(place, f"it has no field '{name}', as the others have")
+            continue
         if name and value is None and (other := _other_field(record, name)):
             on_bad(place, f"it holds '{other}' in place of '{name}'")
             continue
@@ -261,6 +264,8 @@ def _message(message: dict[str, Any]) -> Message:
             kind = other[0].get("type") if isinstance(other[0], dict) else type(other[0]).__name__
             raise ValueError(f"a message with a part of type {kind}, which is no text")
         content = "\n".join(part["text"] for part in parts)
+    if content is None and ROLES[role] == "user":
+        raise ValueError("a message of the user without content")
     if not isinstance(content, str | None):
         raise ValueError(f"a message whose content is {type(content).__name__}")
     return {"role": ROLES[role], "content": _whole_characters(content or "")}

@@ -117,7 +117,10 @@ def _records_of(whole: dict[str, Any], known: Collection[str]) -> list[Any]:
     """The records in an object that is the whole of a file: itself, a list in it, or a list for each field."""
     fields = [name for name in whole if name.lower() in known]
     if not fields:
-        return next((whole[key] for key in LISTS if isinstance(whole.get(key), list)), [whole])
+        lists = [key for key in LISTS if isinstance(whole.get(key), list)]
+        if len(lists) > 1:
+            raise ValueError(f"it holds several lists, {' and '.join(lists)}, of which one has to be a file of its own")
+        return whole[lists[0]] if lists else [whole]
     columns = [whole[name] for name in fields]
     texts = all(isinstance(each, list) and all(isinstance(one, str | None) for one in each) for each in columns)
     if texts and len({len(each) for each in columns}) == 1:
@@ -197,7 +200,7 @@ def read_table(text: str, wanted: str, on_bad: OnBad = refuse) -> tuple[list[str
     headers = _headers(text)
     mark = max(SEPARATORS, key=lambda mark: (wanted in headers[mark], len(headers[mark])))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    header = next((cells for cells in lines if cells), [])
+    header = [name.strip() for name in next((cells for cells in lines if cells), [])]
     if not header:
         raise ValueError("it has no header")
     if twice := [name for name in header if name and header.count(name) > 1]:

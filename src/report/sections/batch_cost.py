@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ... import paper, stats
-from ...interval import Interval
+from ...interval import FEW, Interval
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, estimate, fixed, make_table, times
@@ -88,7 +88,7 @@ def claims(found: Found) -> list[Claim]:
         if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and ratio:
             # Of equal prompts every batch is the same: only repeats are draws.
             low, high = ratio.low / RUNS, ratio.high * RUNS
-            inverse = Interval(1 / ratio.value, 1 / high, 1 / low, row.repeats < stats.FEW)
+            inverse = Interval(1 / ratio.value, 1 / high, 1 / low, row.repeats < FEW, ratio.invalid)
             verdict, _ = against([inverse], 0.5)
             busy = f"one prompt keeps the device busy already: {row.device_name}"
             why = {FAILS: busy, CANNOT_TELL: "it is too near to 2, or rests on too few repeats"}.get(verdict, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -107,7 +108,11 @@ def _speedup(whole: Record, other: Record) -> Interval | None:
     """Another method's time over that of packing the dataset, same prompts; their batches are not the same."""
     if whole.row.status != "ok" or other.row.status != "ok":
         return None
-    return stats.speedup_interval(other.seconds(), whole.seconds(), same_batches=False)
+    ours, theirs = whole.whole_seconds(), other.whole_seconds()
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    found = stats.speedup_interval(theirs, ours, same_batches=False)
+    return replace(found, invalid=whole.row.doubted or other.row.doubted)
 
 
 def figure(found: Found) -> Any:

@@ -14,11 +14,11 @@ from ...records.groups import in_turns
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, signed
-from ..claims import decided, not_run, unlike
+from ..claims import INVALID, decided, not_run, unlike
 from ..comparison import marked
 from ..plots import finish_axes, grouped_bars, legend, titled
 from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, clean, memory_ratio, one_kind, order, over
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, memory_of, memory_ratio, one_kind, order, over
 from ..words import label, model_name
 from ..words import notes as notes_of
 
@@ -104,8 +104,9 @@ def claims(found: Found) -> list[Claim]:
     """
     text = "Full-batching needs more than twice the memory of prepacking in large batches of MMLU prompts"
     rule = (
-        f"its peak memory is more than {2 * SAMPLE:g} times prepacking's, as the ratio of one sample of prompts may be "
-        f"{100 * (SAMPLE - 1):.0f} % off; it does not below {2 / SAMPLE:g} times"
+        f"its peak memory (on a CPU above the process without weights) is more than {2 * SAMPLE:g} times prepacking's, "
+        f"as the ratio of one sample of prompts may be {100 * (SAMPLE - 1):.0f} % off; it does not below "
+        f"{2 / SAMPLE:g} times"
     )
     base, packed = (paper.find("readme_example_table", "max_gpu_memory_mb", method=name) for name in (BASE, PACKED))
     low, high = paper.MEMORY_RATIO_SPREAD
@@ -121,8 +122,11 @@ def claims(found: Found) -> list[Claim]:
     verdict = HOLDS if ratio > 2 * SAMPLE else FAILS if ratio < 2 / SAMPLE else CANNOT_TELL
     ours = f"{ratio:.2f}x, batches of {found.largest[PACKED].batch_size}"
     ours += "" if kept is None else f"; {kept:.2f}x with the batch before's results kept, batches of {row.batch_size}"
+    ours += memory_of(row)
     apart = unlike(row, 64) + (() if kept else ("without keeps-last-batch (paper: with it)",))
     why = "" if verdict == HOLDS else "of one sample"
+    if any(each.doubted for each in found.largest.values()):
+        verdict, why = CANNOT_TELL, INVALID
     return [decided(text, rule, (verdict, why), ours, published, apart, None if kept is None else low <= kept <= high)]
 
 

@@ -126,7 +126,7 @@ def _growth(packed: dict[tuple[Any, ...], Row]) -> Claim:
     published = f"mmlu: {ends[0]:.2f}x at {SIZES[0]}, {ends[1]:.2f}x at {SIZES[-1]}"
     curves: dict[tuple[Any, ...], dict[int, Row]] = {}
     for (*curve, size), row in packed.items():
-        if not row.intervals_rest_on_few:
+        if not _interval(row).few:
             curves.setdefault(tuple(curve), {})[size] = row
     curves = {curve: rows for curve, rows in curves.items() if len(rows) > 1}
     if not packed:
@@ -134,7 +134,7 @@ def _growth(packed: dict[tuple[Any, ...], Row]) -> Claim:
     both = [(_interval(rows[max(rows)]), _interval(rows[min(rows)])) for rows in curves.values()]
     verdict = against([stats.ratio_of_intervals(large, small) for large, small in both], 1)
     if missing := sorted({*DATASETS} - {curve[2] for curve in curves}):
-        told = f"too few batches on {', '.join(missing)}"
+        told = f"too few batches or repeats on {', '.join(missing)}"
         verdict = (CANNOT_TELL, told) if verdict[0] == HOLDS else verdict
     shown = max(curves, key=lambda curve: _interval(curves[curve][max(curves[curve])]).value, default=None)
     ours = ""
@@ -154,14 +154,16 @@ def _order_of_datasets(packed: dict[tuple[Any, ...], Row]) -> Claim:
     by_size: dict[int, list[tuple[Row, float]]] = {}
     for (model, bits, dataset, size), row in packed.items():
         theirs = paper.speedup(published_as(model, bits), dataset, size)
-        if theirs and not row.intervals_rest_on_few:
+        if theirs and not (_interval(row).few or row.doubted):
             by_size.setdefault(size, []).append((row, theirs))
     size = max(by_size, key=lambda size: (len(by_size[size]), -abs(size - 16)), default=0)
     if not packed:
         return not_run(text, rule, "1")
     if len(by_size.get(size, [])) < 4:
         apart = unlike(next(iter(packed.values())), None, None)
-        return decided(text, rule, (CANNOT_TELL, "fewer than four datasets in enough batches"), "", "1", apart)
+        return decided(
+            text, rule, (CANNOT_TELL, "fewer than four datasets in enough batches and repeats"), "", "1", apart
+        )
     rows, published = zip(*by_size[size], strict=True)
     ours = [_interval(row) for row in rows]
     rng = np.random.default_rng(0)

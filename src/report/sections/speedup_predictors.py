@@ -16,7 +16,7 @@ from ... import paper
 from ...records.row import Row
 from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table
-from ..claims import decided, not_run, unlike
+from ..claims import INVALID, decided, not_run, unlike
 from ..plots import finish_axes
 from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
 from ..select import BASE, PACKED
@@ -43,10 +43,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Points:
-    """The batches of a comparison: ``speedup`` and each predictor, a line a batch."""
+    """The batches of a comparison: ``speedup`` and each predictor, a line a batch.
+
+    ``doubted``: one of both methods was INVALID.
+    """
 
     row: Row
     frame: pandas.DataFrame
+    doubted: bool
 
     def line(self, predictor: str) -> Any:
         """The line of least squares through the speedups."""
@@ -87,7 +91,7 @@ def _points(packed: Record, records: Sequence[Record]) -> Points | None:
     beside = (each for each in records
               if each.row.comparison_id == row.comparison_id and each.row.method == BASE)  # fmt: skip
     base = next(beside, None)
-    if base is None or base.row.status != "ok":
+    if base is None or base.row.status != "ok" or packed.whole_seconds() is None or base.whole_seconds() is None:
         return None
     ours, full = (record.sample_table().groupby("batch").mean() for record in (packed, base))
     frame = pandas.DataFrame({
@@ -95,7 +99,7 @@ def _points(packed: Record, records: Sequence[Record]) -> Points | None:
         "m - L/k": (full["computed_tokens"] - full["useful_tokens"]) / full["prompts"],
         "r/k": ours["rows"] / ours["prompts"],
     })  # fmt: skip
-    return Points(row, frame) if len(frame) >= FEWEST_POINTS else None
+    return Points(row, frame, row.doubted or base.row.doubted) if len(frame) >= FEWEST_POINTS else None
 
 
 def _published(predictor: str) -> float | None:
@@ -135,6 +139,8 @@ def claims(found: Found) -> list[Claim]:
     share = float(np.mean(points.resampled() > 0))
     verdict = HOLDS if share >= 0.95 else FAILS if share <= 0.05 else CANNOT_TELL
     why = "" if verdict == HOLDS else f"r/k has the larger in {100 * share:.0f} % of resamples"
+    if points.doubted:
+        verdict, why = CANNOT_TELL, INVALID
     ours = f"R² {points.r_squared('r/k'):.2f} against {points.r_squared('m - L/k'):.2f}, {len(points.frame)} batches"
     return [decided(text, rule, (verdict, why), ours, published, unlike(points.row, 16, 5000))]
 

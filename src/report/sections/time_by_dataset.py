@@ -89,8 +89,10 @@ def claims(found: Found) -> list[Claim]:
     speedups = [methods[PACKED].interval("speedup_over_full_batching") for methods in done.values()]
     verdict, why = against(speedups, 1)
     faster = sum(methods[PACKED].speedup_verdict == "faster" for methods in done.values())
-    if missing := sorted({*DATASETS} - {str(key[3]) for key in done}):
-        verdict, why = (CANNOT_TELL, f"not run on {', '.join(missing)}") if verdict == HOLDS else (verdict, why)
+    wanted = {(metric, dataset) for metric in UNITS for dataset in DATASETS}
+    if missing := sorted(wanted - {(key[0], str(key[3])) for key in done}):
+        told = ", ".join(f"{UNITS[metric]} on {dataset}" for metric, dataset in missing)
+        verdict, why = (CANNOT_TELL, f"not run: {told}") if verdict == HOLDS else (verdict, why)
     apart = unlike(next(iter(done.values()))[PACKED], 16, models=tuple(MODELS))
     return [decided(text, rule, (verdict, why), f"{faster} of {len(done)} comparisons", published, apart)]
 
