@@ -66,7 +66,8 @@ def measured(kind: str, sizes: str | None, folder: str, beside: str | None) -> s
     table = section.table.only("Batch", [int(size) for size in sizes.split(", ")]) if sizes else section.table
     shown = {run_id for each in table.records for run_id in each}
     by_run = {record.row.run_id: record for record in records if record.row.run_id in shown}
-    said = words.notes([by_run[run_id].row for each in table.records for run_id in each]) if sizes else section.notes
+    rows = [by_run[run_id].row for each in table.records for run_id in each]
+    said = [*words.notes(rows), *words.validity(rows)] if sizes else section.notes
     of = [by_run[run_id] for each in table.records for run_id in each]
     return "\n".join([ran, "", as_markdown(table), *words.bullets(said), "", words.provenance(of)])
 

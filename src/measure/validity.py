@@ -15,7 +15,9 @@ from .process import BUSY, CpuUse
 CLOCK_MOVED = 0.10  # share of the highest clock by which readings of one run may differ
 STOLEN = 0.05  # share of the cores' time that the host of a virtual machine may give to others
 THROTTLED = 0.01  # share in which the limit of a control group may hold the process; while it does, all threads stand
-UNSETTLED = 0.10  # share by which the first timed repeat may be slower than the slowest of the later ones
+# Share by which the first timed repeat may be slower than the slowest of the later ones. By chance, where passes differ
+# by 5 % as on two shared cores, the first of three is 10 % slower in 3 of 100 runs, and 15 % in 1 of 200.
+UNSETTLED = 0.15
 REPEATS_TO_SETTLE = 3  # fewer say nothing about whether the first was slow
 CHANGED_TREE = "the source tree has uncommitted changes"
 ORDINARY = ("software power cap",)  # what holds clocks down in a GPU's ordinary state under full load

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from ..interval import Interval
 from ..paper import CUT_AT, DATASETS
 from ..records.row import Row
 from ..records.store import Record
@@ -59,6 +61,13 @@ def published_as(model: object, loadbit: object, theirs: str = "4") -> str:
 def over(ours: float | None, theirs: float | None) -> float | None:
     """Ours over theirs, where both are known."""
     return ours / theirs if ours and theirs else None
+
+
+def speedup_of(methods: Mapping[str, Row]) -> Interval | None:
+    """Prepacking's speedup over full-batching in one run, INVALID where either method was; None: it has none."""
+    found = methods[PACKED].interval("speedup_over_full_batching")
+    base = methods.get(BASE)
+    return replace(found, invalid=found.invalid or base.doubted) if found and base else found
 
 
 def memory_of(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -61,11 +62,16 @@ def table(found: Found) -> Table:
 
 
 def _over_alone(row: Row, found: Found) -> stats.Interval | None:
-    """A batch's time over that of one prompt: two runs, whose means are taken for independent."""
+    """A batch's time over that of one prompt: two runs, whose means are taken for independent.
+
+    Of equal prompts every batch is the same, so that only repeats are draws, and it is they that may be few.
+    """
     kind = (row.model_hash, row.longest_prompt_tokens)
     same = [each for each in found if each.batch_size == 1 and (each.model_hash, each.longest_prompt_tokens) == kind]
     ours, alone = row.interval("seconds_per_batch_mean"), same[-1].interval("seconds_per_batch_mean") if same else None
-    return stats.ratio_of_intervals(ours, alone) if ours and alone else None
+    if ours is None or alone is None:
+        return None
+    return replace(stats.ratio_of_intervals(ours, alone), few=min(row.repeats, same[-1].repeats) < FEW)
 
 
 def notes(found: Found) -> list[str]:
@@ -86,9 +92,8 @@ def claims(found: Found) -> list[Claim]:
     for row in found:
         ratio = _over_alone(row, found)
         if (row.longest_prompt_tokens, row.batch_size) == (100, 4) and ratio:
-            # Of equal prompts every batch is the same: only repeats are draws.
             low, high = ratio.low / RUNS, ratio.high * RUNS
-            inverse = Interval(1 / ratio.value, 1 / high, 1 / low, row.repeats < FEW, ratio.invalid)
+            inverse = Interval(1 / ratio.value, 1 / high, 1 / low, ratio.few, ratio.invalid)
             verdict, _ = against([inverse], 0.5)
             busy = f"one prompt keeps the device busy already: {row.device_name}"
             why = {FAILS: busy, CANNOT_TELL: "it is too near to 2, or rests on too few repeats"}.get(verdict, "")

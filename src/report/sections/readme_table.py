@@ -16,7 +16,7 @@ from ..claims import against, close, decided, most_alike, not_run, unlike
 from ..comparison import per_batch, speedup
 from ..plots import bars, finish_axes, titled
 from ..section import Claim
-from ..select import BASE, ORDERED, PACKED, clean, published_as
+from ..select import BASE, ORDERED, PACKED, clean, published_as, speedup_of
 from ..words import UNITS, label, model_name
 from ..words import notes as notes_of
 
@@ -80,11 +80,11 @@ def claims(found: Found) -> list[Claim]:
     rule = "the 95 % interval of the speedup lies above 2; it does not if it lies below"
     theirs = _published_speedup(PACKED)
     published = f"{theirs:.2f}x"
-    prefill = [methods[PACKED] for methods in found.values() if methods[PACKED].metric == "prefill"]
-    row = most_alike(prefill, batch_size=64)
+    prefill = {methods[PACKED].run_id: methods for methods in found.values() if methods[PACKED].metric == "prefill"}
+    row = most_alike([methods[PACKED] for methods in prefill.values()], batch_size=64)
     if row is None:
         return [not_run(text, rule, published)]
-    ours = row.interval("speedup_over_full_batching")
+    ours = speedup_of(prefill[row.run_id])
     shown = f"{times(ours)}, batches of {row.batch_size}" if ours else row.status
     apart = unlike(row, batch_size=64)
     return [decided(text, rule, against([ours], 2), shown, published, apart, close(ours, theirs))]

@@ -20,7 +20,7 @@ from ..claims import against, decided, not_run, unlike
 from ..comparison import speedup
 from ..plots import COLORS, MARKERS, finish_axes, titled, whisker
 from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
-from ..select import BASE, DATASETS, PACKED, clean, one_kind, order, over, published_as
+from ..select import BASE, DATASETS, PACKED, clean, one_kind, order, over, published_as, speedup_of
 from ..words import MODELS, model_name
 from ..words import notes as notes_of
 
@@ -99,8 +99,9 @@ def notes(found: Found) -> list[str]:
 
 def claims(found: Found) -> list[Claim]:
     """Whether larger batches gain more, and whether datasets gain in the paper's order."""
+    speedups = {key: interval for key, methods in found.items() if (interval := speedup_of(methods))}
     packed = _packed(found)
-    return [_growth(packed), _order_of_datasets(packed)]
+    return [_growth(packed, speedups), _order_of_datasets(packed, speedups)]
 
 
 def _packed(found: Found) -> dict[tuple[Any, ...], Row]:
@@ -109,13 +110,7 @@ def _packed(found: Found) -> dict[tuple[Any, ...], Row]:
     return {key: row for key, row in rows.items() if row.speedup_over_full_batching}
 
 
-def _interval(row: Row) -> Interval:
-    found = row.interval("speedup_over_full_batching")
-    assert found is not None
-    return found
-
-
-def _growth(packed: dict[tuple[Any, ...], Row]) -> Claim:
+def _growth(packed: dict[tuple[Any, ...], Row], speedups: dict[tuple[Any, ...], Interval]) -> Claim:
     """Whether on every dataset the speedup in large batches is above that in small ones."""
     text = "The larger the batch, the larger the speedup"
     rule = (
@@ -124,38 +119,38 @@ def _growth(packed: dict[tuple[Any, ...], Row]) -> Claim:
     )
     ends = [paper.speedup("llama2-1.3b", "mmlu", size) for size in (SIZES[0], SIZES[-1])]
     published = f"mmlu: {ends[0]:.2f}x at {SIZES[0]}, {ends[1]:.2f}x at {SIZES[-1]}"
-    curves: dict[tuple[Any, ...], dict[int, Row]] = {}
-    for (*curve, size), row in packed.items():
-        if not _interval(row).few:
-            curves.setdefault(tuple(curve), {})[size] = row
-    curves = {curve: rows for curve, rows in curves.items() if len(rows) > 1}
+    curves: dict[tuple[Any, ...], dict[int, Interval]] = {}
+    for (*curve, size), found in speedups.items():
+        if not found.few:
+            curves.setdefault(tuple(curve), {})[size] = found
+    curves = {curve: sizes for curve, sizes in curves.items() if len(sizes) > 1}
     if not packed:
         return not_run(text, rule, published)
-    both = [(_interval(rows[max(rows)]), _interval(rows[min(rows)])) for rows in curves.values()]
+    both = [(sizes[max(sizes)], sizes[min(sizes)]) for sizes in curves.values()]
     verdict = against([stats.ratio_of_intervals(large, small) for large, small in both], 1)
     if missing := sorted({*DATASETS} - {curve[2] for curve in curves}):
         told = f"too few batches or repeats on {', '.join(missing)}"
         verdict = (CANNOT_TELL, told) if verdict[0] == HOLDS else verdict
-    shown = max(curves, key=lambda curve: _interval(curves[curve][max(curves[curve])]).value, default=None)
+    shown = max(curves, key=lambda curve: curves[curve][max(curves[curve])].value, default=None)
     ours = ""
     if shown:
         of = curves[shown]
-        ours = f"{shown[2]}: " + ", ".join(f"{_interval(of[size]).value:.2f}x at {size}" for size in (min(of), max(of)))
+        ours = f"{shown[2]}: " + ", ".join(f"{of[size].value:.2f}x at {size}" for size in (min(of), max(of)))
     return decided(text, rule, verdict, ours, published, unlike(next(iter(packed.values())), None, None))
 
 
-def _order_of_datasets(packed: dict[tuple[Any, ...], Row]) -> Claim:
+def _order_of_datasets(packed: dict[tuple[Any, ...], Row], speedups: dict[tuple[Any, ...], Interval]) -> Claim:
     """Whether datasets rank as in the paper, at the batch size that has most of them with an interval."""
     text = "Datasets of more uneven lengths gain more: they rank as in the paper"
     rule = (
         f"of {DRAWS:,} draws from the speedups' intervals 95 % have a rank correlation of at least {RANKED} with the "
         "paper's; it does not if 95 % have less"
     )
-    by_size: dict[int, list[tuple[Row, float]]] = {}
-    for (model, bits, dataset, size), row in packed.items():
+    by_size: dict[int, list[tuple[Interval, float, Row]]] = {}
+    for (model, bits, dataset, size), each in speedups.items():
         theirs = paper.speedup(published_as(model, bits), dataset, size)
-        if theirs and not (_interval(row).few or row.doubted):
-            by_size.setdefault(size, []).append((row, theirs))
+        if theirs and not (each.few or each.invalid):
+            by_size.setdefault(size, []).append((each, theirs, packed[model, bits, dataset, size]))
     size = max(by_size, key=lambda size: (len(by_size[size]), -abs(size - 16)), default=0)
     if not packed:
         return not_run(text, rule, "1")
@@ -164,8 +159,7 @@ def _order_of_datasets(packed: dict[tuple[Any, ...], Row]) -> Claim:
         return decided(
             text, rule, (CANNOT_TELL, "fewer than four datasets in enough batches and repeats"), "", "1", apart
         )
-    rows, published = zip(*by_size[size], strict=True)
-    ours = [_interval(row) for row in rows]
+    ours, published, rows = zip(*by_size[size], strict=True)
     rng = np.random.default_rng(0)
     # Each interval is taken for that of a logarithm with equal spread on both sides.
     draws = np.array([

@@ -17,7 +17,7 @@ from ..claims import against, decided, not_run, unlike
 from ..comparison import per_batch, speedup
 from ..plots import finish_axes, grouped_bars, legend, room, titled, whisker
 from ..section import CANNOT_TELL, HOLDS, Claim
-from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, published_as
+from ..select import BASE, DATASETS, ORDERED, PACKED, clean, one_kind, order, over, published_as, speedup_of
 from ..words import MODELS, UNITS, model_name
 from ..words import notes as notes_of
 
@@ -86,7 +86,7 @@ def claims(found: Found) -> list[Claim]:
     )
     if not done:
         return [not_run(text, rule, published)]
-    speedups = [methods[PACKED].interval("speedup_over_full_batching") for methods in done.values()]
+    speedups = [speedup_of(methods) for methods in done.values()]
     verdict, why = against(speedups, 1)
     faster = sum(methods[PACKED].speedup_verdict == "faster" for methods in done.values())
     wanted = {(metric, dataset) for metric in UNITS for dataset in DATASETS}
