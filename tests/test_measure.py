@@ -314,6 +314,10 @@ def test_what_cannot_fit_on_a_gpu_is_not_tried(
             leave_out_what_cannot_fit(run)
         assert [outcome.status for outcome in tried[0].outcomes] == ["ok"] * 3
         assert [outcome.status for outcome in tried[1].outcomes] == statuses
+    without = prepare(tiny_config("method=prepacking+flash"))  # a kernel that is missing is told later, as its own row
+    (run,) = on_a_gpu_of(1000, monkeypatch, without)
+    leave_out_what_cannot_fit(run)
+    assert run.outcomes[0].status == "ok"
     four, plain = (replace(large.config, loadbit=bits) for bits in ("4", "none"))
     runs = on_a_gpu_of(1, monkeypatch, replace(large, config=four), replace(large, config=plain))
     least = [memory_checks._least_bytes(run.plan, run.outcomes[0]) for run in runs]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..prefilling.attention.kernels import pick_kernel
+from ..prefilling.layout import most_at_once
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
 from ..records import store
@@ -45,7 +47,10 @@ def _least_bytes(plan: Plan, outcome: Outcome) -> float:
     if plan.device.type == "cpu" or plan.config.protocol == "paper":
         pairs = zip(outcome.shapes, outcome.batches, strict=True)
         return max(shape.bytes(*each, plan.logit_positions(*each, batch), size) for each, batch in pairs) - saved
-    way = Way.of(plan, outcome.method)
+    most = most_at_once(plan.options.max_tokens, plan.device.type)
+    way = Way(
+        size, pick_kernel(plan.device, plan.dtype), plan.pack, most
+    )  # whatever kernel was asked for, and may lack
     bins: list[Bins] | list[None] = outcome.bins or [None] * len(outcome.batches)
     lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
     held = (memory_bytes(shape, outcome.method, each, way, own) for each, own in zip(lengths, bins, strict=True))

@@ -76,9 +76,8 @@ def measure(plan: Plan) -> list[Record]:
             if outcome.status == "ok":
                 outcome.fail(*status_of(error))
     give_back()  # for what writes the records
-    with contextlib.suppress(
-        RuntimeError
-    ):  # of a GPU that no longer answers; what was measured is written all the same
+    # A GPU that no longer answers does not keep what was measured from being written.
+    with contextlib.suppress(RuntimeError):
         made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
     finished = to_records(run, made)
     for record in finished:
