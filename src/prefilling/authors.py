@@ -21,7 +21,6 @@ from .layout import Layout, left_padded, packed
 from .method import Method, Prefilled, PrefillOptions, Timer, TokenIds
 from .packing import Bins
 from .published import Published, Rows
-from .shape import windows_of
 
 
 class Authors(Published):
@@ -82,8 +81,7 @@ class Authors(Published):
 
     def _mask(self, layout: Layout, bins: Bins) -> torch.Tensor:
         """Additive mask [bins, 1, width, width] in the model's type: each bin's from its prompts' triangles."""
-        device, width = self._model.device, layout.token_ids.shape[1]
-        window = windows_of(self._model.config)[0]
+        device, width, window = self._model.device, layout.token_ids.shape[1], self._window
         of_bins = []
         for members in bins:
             tokens = int(layout.length[members].sum())

@@ -156,8 +156,8 @@ class FusedForward:
         linear = [
             each for layer in self._layers for each in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
         ]
-        # Layers that are called as they are, for their hooks or adapters, are given no rows but the line's.
         self.graphs: Any = None  # where ``graphs.py`` keeps those of this forward
+        # Layers that are called as they are, for their hooks or adapters, are given no rows but the line's.
         self._all_packed = all(each.packed is not None for each in linear)
         self._weights = sum(weight.numel() for weight in decoder.layers.parameters())
         self._tile = TILE.get(model.device.type, TILE["cuda"])

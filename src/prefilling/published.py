@@ -23,6 +23,7 @@ class Published:
 
     def __init__(self, model: PreTrainedModel, method: Method, options: PrefillOptions) -> None:
         self._model, self._method, self._options = model, method, options
+        self._window = windows_of(model.config)[0]  # of all layers: models whose layers differ are refused
         self.attention = "dense mask" if method.packs else "left-padded, dense mask"
 
     def close(self) -> None:
@@ -61,7 +62,7 @@ class Published:
         cache, every = new_cache(), None
         mask: torch.Tensor | None
         if layout.computed_tokens:  # a batch of one-token prompts is empty without last tokens
-            mask = independent_mask(rows.segments, windows_of(self._model.config)[0])
+            mask = independent_mask(rows.segments, self._window)
             t.lap("mask")
             every = self._forward(rows, mask, cache)
         if not self._options.keeps_logits:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..interval import FEW, Interval
 
-ON_PURPOSE = "measured with faults on purpose"  # how the reason begins that such a measurement is not valid for
+ON_PURPOSE = "measured with faults on purpose"  # begins the reason for which such a measurement is INVALID
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
 
 # The kinds of columns. The first three identify a measurement; two rows that agree in them are the same measurement.
