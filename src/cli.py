@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import functools
 import io
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +26,7 @@ EXIT_BAD_INPUT = 2
 KINDS = {"Integer": "; give a whole number", "Float": "; give a number", "Boolean": "; give true or false"}
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")  # in the texts of RuntimeErrors
 EXIT_INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 
 T = TypeVar("T")
@@ -134,6 +137,7 @@ def guarded(main: Callable[[], Any]) -> int:
     recorded.cache_clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own report
     try:
+        _see_where_we_are()
         return int(main() or 0)
     except BAD_INPUT as error:
         return report(error)
@@ -143,9 +147,15 @@ def guarded(main: Callable[[], Any]) -> int:
         return report(
             UserError("settings", "a group cannot be set to null", "leave it out, or take it out with ~group")
         )
+    except yaml.YAMLError as error:
+        return report(_not_yaml(error))
     except BrokenPipeError:  # whoever read the output has left: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more
         return 1
+    except OSError as error:  # where records are written, a full disk has its own words
+        if error.errno not in NO_ROOM:
+            raise
+        return report(UserError(str(error.filename or "disk"), str(error.strerror), "make room, or set TMPDIR"))
     except KeyboardInterrupt:
         kept = "what was recorded is kept, and the same command goes on from there"
         print(f"\nstopped; {kept if recorded.cache_info().currsize else 'nothing was recorded'}", file=sys.stderr)
@@ -153,6 +163,20 @@ def guarded(main: Callable[[], Any]) -> int:
     finally:
         if not SHOW_TRACEBACK:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _see_where_we_are() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("current folder", "it was removed", "change to one that exists") from None
+
+
+def _not_yaml(error: yaml.YAMLError) -> UserError:
+    """What to say of a configuration file, of ``--config-dir`` say, that cannot be read."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
+    return UserError(where, f"this is not YAML: {getattr(error, 'problem', None) or error}", "mend it")
 
 
 class Parser(argparse.ArgumentParser):
@@ -179,8 +203,16 @@ def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
             lines.append(f"  {field.name}={field.default!s:<12} {field.metadata.get('help', '')}")
         print("\n".join(lines))
         raise SystemExit(0)
+    known = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for argument in argv:
-        if "=" not in argument:
-            raise UserError(argument, "arguments have the form setting=value", f"see {command_line(program)} --help")
+        name, given, _ = argument.partition("=")
+        if not given:
+            raise UserError(
+                argument,
+                "arguments have the form setting=value",
+                f"`{command_line(program)} --help` lists the settings",
+            )
+        if name not in known:
+            raise UserError(name, "there is no such setting", f"`{command_line(program)} --help` lists them all")
     merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(argv))
     return OmegaConf.to_object(merged)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY_OVERRIDES, command, tiny_model
 
-from src import reproduce, run
+from src import cli, reproduce, run
 from src.report import __main__ as report
 
 Call = Callable[..., tuple[int, str, str]]
@@ -159,7 +160,11 @@ def test_a_gpu_that_is_not_there_is_said(call: Call, tmp_path: Path) -> None:
 def test_bad_arguments_of_the_other_commands(call: Call, tmp_path: Path) -> None:
     for main, typed, expected in (
         (report.main, "results_dir=" + str(tmp_path / "absent"), "results_dir: there is no folder"),
-        (report.main, "result_dir=x", "result_dir: there is no such setting"),
+        (
+            report.main,
+            "result_dir=x",
+            "result_dir: there is no such setting; `python -m src.report --help` lists them all",
+        ),
         (report.main, "x", "x: arguments have the form setting=value"),
         (reproduce.main, "scale=huge", "scale: unknown 'huge'; choose one of auto, cpu, gpu"),
         (reproduce.main, "smoke=perhaps", "smoke: Value 'perhaps'"),
@@ -167,6 +172,35 @@ def test_bad_arguments_of_the_other_commands(call: Call, tmp_path: Path) -> None
         code, _, err = call(main, typed)
         assert (code, len(err.strip().splitlines())) == (2, 1), err
         assert expected in err
+
+
+def test_a_configuration_that_is_not_yaml_is_named_with_its_line(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("name: [mine\nshipped: }\n", encoding="utf-8")
+    code, _, err = call(run.main, "--config-dir", str(tmp_path), "dataset=mine")
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    assert f"error: {tmp_path}/dataset/mine.yaml, line 2: this is not YAML" in err
+
+
+def test_a_current_folder_that_is_gone_is_said(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = call(report.main)
+    assert (code, err) == (2, "error: current folder: it was removed; change to one that exists\n")
+
+
+def test_a_full_disk_is_said_and_other_errors_of_files_are_not_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def write(number: int) -> None:
+        raise OSError(number, os.strerror(number), "/tmp/draft")
+
+    assert cli.guarded(lambda: write(errno.ENOSPC)) == 2
+    assert capsys.readouterr().err == "error: /tmp/draft: No space left on device; make room, or set TMPDIR\n"
+    with pytest.raises(OSError, match="Input/output"):
+        cli.guarded(lambda: write(errno.EIO))
 
 
 def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
