@@ -12,6 +12,7 @@ from src.records.row import COLUMNS
 from src.records.store import Record, write
 from src.report import __main__ as report
 from src.report.build import report_on
+from src.report.ending import ending
 
 ALL = "methods=[prepacking,full-batching,length-ordered]"
 REQUIRED = set(
@@ -74,6 +75,24 @@ def test_a_report_has_the_table_the_csv_and_the_plots(measure: Measure, tmp_path
         with Image.open(out / f"{name}.png") as image:
             assert image.width > 600
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_prompts_of_ones_own_are_not_put_beside_claims_that_nobody_tested(measure: Measure, tmp_path: Path) -> None:
+    own = measure(ALL)
+    written = report_on(tmp_path / "results")
+    ((section,),) = written.sections.values()
+    assert (section.name, len(section.table)) == ("others", 3)
+    page, summary = (written.folder / name for name in ("report.html", "summary.md"))
+    for file in (page, summary):
+        assert "not run" not in file.read_text(encoding="utf-8").lower()
+    assert "3 records, each measured by itself and for no experiment." in page.read_text(encoding="utf-8")
+    assert ending(written, None).startswith("What prepacking is worth here")
+    for record in own:
+        record.row.experiment = "today"
+        write(record, tmp_path / "results")
+    sections = report_on(tmp_path / "results").sections
+    assert {"today", "readme_table"} <= {section.name for (made,) in [sections.values()] for section in made}
+    assert "None of the paper's" in ending(report_on(tmp_path / "results"), None)
 
 
 def test_methods_measured_in_runs_of_their_own_are_put_side_by_side(measure: Measure, tmp_path: Path) -> None:

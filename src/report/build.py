@@ -112,13 +112,18 @@ def report_on(results_dir: Path, out_dir: Path | None = None, exports: bool = Fa
 
 
 def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
-    """Every experiment's section, by the machine that it was measured on, with the software where that differs."""
+    """Every experiment's section, by the machine that it was measured on, with the software where that differs.
+
+    Who measured nothing but prompts or settings of their own did not put the paper to the test: sections of experiments
+    that were not run are then left out, and their claims with them.
+    """
     names = groups_of.machines([record.row for record in records])
     found = {}
     for machine in sorted(set(names.values())):
         own = [record for record in records if names[record.row.run_id] == machine]
         made = [make(module, own) for module in modules()]
-        found[machine] = [section for section in made if section.name != OTHERS or len(section.table)]
+        tested = any(record.row.experiment for record in own)
+        found[machine] = [section for section in made if len(section.table) or (tested and section.name != OTHERS)]
     return found
 
 
@@ -148,6 +153,8 @@ def _write(
         of_experiments = [section for section in sections if section.name != OTHERS]
         measured = sum(bool(len(section.table)) for section in of_experiments)
         subtitle = f"{measured} of {len(of_experiments)} experiments were run, {len(records)} records."
+        if not any(record.row.experiment for record in records):
+            subtitle = f"{len(records)} records, each measured by itself and for no experiment."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     groups_of.summary(groups).to_csv(draft / "summary.csv", index=False)
     together = [group for group in groups if not group.rows[0].arrivals]  # batches that formed by themselves differ
@@ -162,7 +169,7 @@ def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> st
     """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
     parts = ["# Prefill measurements", ""]
     for device, sections in by_device.items():
-        if any(len(section.table) for section in sections):
+        if any(len(section.table) for section in sections) and any(section.claims for section in sections):
             parts += [f"## The paper's claims on {device}", "", *page.claims_lines(sections), ""]
     for device, sections in by_device.items():
         for section in sections:

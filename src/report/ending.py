@@ -23,7 +23,8 @@ def ending(report: Report, width: int | None) -> str:
         width: of the terminal: longer lines go on below, indented. None: every claim stays on one line, as for `grep`.
     """
     machine = report.newest
-    lines = [*claims_lines(machine, report.sections[machine], width), ""]
+    lines = claims_lines(machine, report.sections[machine], width)
+    lines += [""] * bool(lines)
     lines += [*worth_lines(report.records_of(machine), width), ""]
     lines.append(f"page: {report.page(machine)}")
     lines += [f"page of {other}: {report.page(other)}" for other in report.sections if other != machine]
@@ -36,8 +37,10 @@ def terminal_width() -> int | None:
 
 
 def claims_lines(machine: str, sections: Sequence[Section], width: int | None) -> list[str]:
-    """A line for each claim of the paper: the verdict, the claim, our figure and the paper's."""
+    """A line for each claim of the paper: the verdict, the claim, our figure and the paper's; none without claims."""
     claims = [claim for section in sections for claim in section.claims]
+    if not claims:
+        return []
     if all(claim.verdict == NOT_RUN for claim in claims):
         return [f"None of the paper's {len(claims)} claims was put to the test on {machine}."]
     body = [(claim.verdict, _sentence(claim)) for claim in claims]
