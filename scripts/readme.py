@@ -78,7 +78,8 @@ def answer(model: str, sizes: str, folder: str) -> str:
     table = next(section for section in sections if section.name == "today").table
     table = table.only("Model, type", [model]).only("Batch", [int(size) for size in sizes.split(", ")])
     table = replace(table, columns=tuple(column for column in table.columns if column.label in ANSWER))
-    return f"{as_markdown(table)}\n\n{records[0].row.device_name}; ‡: the interval rests on fewer than 5 batches."
+    marked = "; ‡ an interval that rests on few batches or repeats" if "‡" in as_markdown(table) else ""
+    return f"{as_markdown(table)}\n\n{records[0].row.device_name}{marked}."
 
 
 def machines(folder: str) -> str:

@@ -286,8 +286,41 @@ def test_invalid_measurements_are_compared_and_marked(machine: Callable[..., Pat
     a, b = machine("a"), machine("b", valid=False, invalid_reasons="the GPU was throttled")
     _, out, _ = call(compare.main, str(a), str(b))
     assert out.count("inconclusive |") == 3
+    assert "3 inconclusive, 3 of them INVALID on a side" in out
     assert "! INVALID: B, prepacking: the GPU was throttled" in out
     assert "INVALID: A" not in out
+    slow = machine("slow", 2.0, valid=False, invalid_reasons="the GPU was throttled")
+    code, out, _ = call(compare.main, str(a), str(slow), "--fail-on-regression=5%")
+    assert code == 1
+    assert out.count("the time, INVALID: not to be relied upon") == 3
+
+
+def test_a_method_that_reorders_and_ran_by_itself_is_compared_by_whole_passes(tmp_path: Path) -> None:
+    """Its batches are not full-batching's, however many there are."""
+    unknown = {"speedup_over_full_batching": None}
+    write(record("full-batching", 1.0, {}), tmp_path / "a")
+    alone = record("length-ordered", 0.5, {}, comparison_id="alone", run_id="alone", **unknown)
+    for sample in alone.samples:  # the same times in another order, as sorted prompts have them
+        sample["batch"] = 5 - sample["batch"]
+    write(alone, tmp_path / "a")
+    whole = record("length-ordered", 0.125, {}, comparison_id="whole", run_id="whole", num_batches=12, **unknown)
+    whole.row.method, whole.row.packing = "dataset-prepacking", "ffd"
+    whole.samples += [{**sample, "batch": sample["batch"] + 6} for sample in whole.samples]
+    write(whole, tmp_path / "a")
+    speedups = {pair.row.method: pair.speedups[0] for pair in found(tmp_path / "a", tmp_path / "a").pairs}
+    ordered, packed = speedups["length-ordered"], speedups["dataset-prepacking"]
+    assert ordered is not None
+    assert packed is not None
+    assert (ordered.value, packed.value) == pytest.approx((2, 4), rel=0.02)
+    assert 1.9 < ordered.low < ordered.high < 2.1
+    assert (ordered.few, packed.few) == (True, True), "three repeats are draws, six batches are not"
+    sent = tmp_path / "sent.csv"
+    whole.row.seconds_per_prompt_mean = 1.0
+    base = record("full-batching", 1.0, {}, seconds_per_prompt_mean=4.0)
+    aggregate.summary([aggregate.Comparison([base, whole], [])]).to_csv(sent, index=False)
+    (of_csv,) = (pair.speedups[0] for pair in found(sent, sent).pairs if pair.row.method == "dataset-prepacking")
+    assert of_csv is not None
+    assert of_csv.value == 4, "by the prompt, for batches of bins are not batches of prompts"
 
 
 def test_the_newest_of_several_stands_and_it_is_said(machine: Callable[..., Path], call: Call) -> None:

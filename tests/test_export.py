@@ -142,6 +142,15 @@ def test_records_without_a_time_are_left_out_and_counted(tmp_path: Path, capsys:
     assert "for want of a time: 2 of the records" in capsys.readouterr().err
 
 
+def test_runs_under_load_are_left_out_for_their_ttft_holds_waiting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark, vllm = exported(tmp_path, record(), record(arrivals="poisson", rate=8.0, ttft_mean_s=2.0))
+    assert len(vllm) == 1
+    assert {each["benchmark"]["extra_info"].get("arrivals") for each in benchmark} == {None}
+    assert "under load: 1 of the records" in capsys.readouterr().err
+
+
 def test_samples_that_cannot_be_read_leave_the_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(record(), tmp_path / "results")
     for text in ("", "repeat,prompts,seconds\n", "repeat,prompts,seconds\n0,1,\n", "repeat\n0\n"):

@@ -209,6 +209,25 @@ def test_two_attention_kernels_of_one_method_are_two_rows(measure: Measure, tmp_
     assert sorted(str(row.attention_kernel) for row in found.rows) == sorted([str(made.row.attention_kernel), "math"])
 
 
+def test_a_failed_run_of_a_method_does_not_stand_beside_one_that_did_not_fail(measure: Measure, tmp_path: Path) -> None:
+    (made,) = measure("method=prepacking")
+    failed = dataclasses.replace(
+        made.row, run_id="old", comparison_id="old", status="oom", attention_kernel=None, created_at="2020-01-01"
+    )
+    records.write(dataclasses.replace(made, row=failed), tmp_path / "results")
+    (found,) = aggregate.comparisons(records.read_all(tmp_path / "results"))
+    assert ([row.status for row in found.rows], len(found.others)) == (["ok"], 1)
+
+
+def test_a_method_with_a_kernel_of_its_own_does_not_part_a_run_from_others_of_the_same_work(
+    measure: Measure, tmp_path: Path
+) -> None:
+    measure("methods=[full-batching+dense,prepacking]")
+    measure("methods=[full-batching,prepacking]")
+    (found,) = aggregate.comparisons(records.read_all(tmp_path / "results"))
+    assert {row.method for row in found.rows} == {"full-batching+dense", "full-batching", "prepacking"}
+
+
 def test_memory_that_ran_out_for_another_model_of_the_name_is_not_held_against_this_one(
     measure: Measure, tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:

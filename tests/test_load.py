@@ -299,6 +299,9 @@ def test_a_rate_at_which_too_few_prompts_came_bounds_the_search_and_breaks_nothi
     row = row_at(4, 0.05)
     row.stable = None
     assert "cannot tell" in load_table([row])
+    (found,) = rates.curves([Record(each, {}, {}) for each in (row_at(2, 0.05), row)])
+    (both,) = found.values()
+    assert ([best.rate for best in both.best], both.bounded) == ([2], False), "2 a second, or more"
 
 
 def test_a_request_without_a_time_is_named(tiny_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def test_an_engine_has_a_queue_of_its_own() -> None:
     assert np.isnan(found.queue["mean"].value)
     assert found.ttft["mean"].value == pytest.approx(4.5 / 3)
     assert found.goodput == pytest.approx(1 / 6)
+    overtaken = waits_of(by_engine(np.array([0.0, 1.0]), [5.0, 3.0]), 2.5)
+    assert overtaken.busy_share == 1, "the first token of the prompt that came first was the last"
+    assert overtaken.goodput == pytest.approx(1 / 5)
 
 
 # --- policies

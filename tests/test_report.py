@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +140,21 @@ def test_a_report_of_failures_alone_is_still_a_report(measure: Measure, tmp_path
         record.row.seconds_per_batch_mean = record.row.seconds_per_batch_ci_high = None
         write(record, tmp_path / "results")
     assert "error, lost" in report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
+
+
+def test_a_record_that_knows_neither_prompts_nor_versions_does_not_end_the_report(
+    measure: Measure, tmp_path: Path
+) -> None:
+    """As of a model whose licence nobody has accepted."""
+    (record,) = measure()
+    for name, lengths in (("gated", []), (record.row.run_id, record.prompt_lengths)):
+        row = dataclasses.replace(record.row, run_id=name, comparison_id=name, status="gated" if not lengths else "ok")
+        write(dataclasses.replace(record, row=row, manifest={}, prompt_lengths=lengths), tmp_path / "results")
+    text = report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
+    assert "torch unknown, transformers unknown; commit unknown" in text
+    assert "prompt_lengths.png" in text
+    shutil.rmtree(tmp_path / "results" / record.row.run_id)
+    assert "prompt_lengths.png" not in report_on(tmp_path / "results").files[0].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("exists", [True, False])

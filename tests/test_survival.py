@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -19,6 +20,7 @@ from conftest import ROOT, TINY_OVERRIDES
 from launcher import finished, start
 
 from src import hub, run
+from src.cli import UserError
 from src.config import Config, as_dict
 from src.jobs import agenda, apart, template, worker
 from src.jobs.forecast import Clock, Forecast
@@ -404,6 +406,22 @@ def test_a_full_disk_is_one_line_and_the_finished_record_is_saved(
     assert not leftovers(small_disk)
 
 
+def test_where_one_record_cannot_be_written_the_others_are(measure: Measure, tmp_path: Path) -> None:
+    first, second, third = measure("methods=[prepacking,full-batching,length-ordered]", "repeats=2")
+    results, write = tmp_path / "elsewhere", records.write
+
+    def failing(record: records.Record, folder: Path) -> Path:
+        if record is first:
+            raise UserError("results_dir", "cannot write", "make room")
+        return write(record, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "write", failing)
+        with pytest.raises(UserError, match="cannot write"):
+            records.write_each([first, second, third], results)
+    assert set(rows(results)) == {second.row.run_id, third.row.run_id}
+
+
 def test_what_a_killed_writer_left_is_cleared_or_put_in_place(
     tiny_config: Callable[..., Config], measure: Measure, tmp_path: Path
 ) -> None:
@@ -424,6 +442,24 @@ def test_what_a_killed_writer_left_is_cleared_or_put_in_place(
     records.check_writable(results)
     assert list(rows(results)) == [record.row.run_id]
     assert set(leftovers(results)) == {elsewhere, mine}
+
+
+def test_of_a_killed_writers_two_drafts_the_newer_stands(measure: Measure, tmp_path: Path) -> None:
+    """It was killed after it had put the old record aside, or before it could."""
+    (record,) = measure()
+    results = tmp_path / "results"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for place, names in enumerate((("11111111", "22222222"), ("22222222", "11111111"), ("33333333", None))):
+        newer = dataclasses.replace(record.row, created_at=f"2030-01-0{place + 1}T00:00:00+00:00", repeats=90 + place)
+        draft, aside = (results / f".tmp-{os.uname().nodename}-{gone.pid}-{name}" for name in names)
+        if names[1]:
+            (results / record.row.run_id).rename(aside)
+        records.write(dataclasses.replace(record, row=newer), tmp_path / "made").rename(draft)
+        (results / f".tmp-{os.uname().nodename}-{gone.pid}-44444444").touch()
+        records.check_writable(results)
+        assert [row.repeats for row in rows(results).values()] == [90 + place]
+        assert not leftovers(results)
 
 
 def test_a_process_of_its_own_starts_clean(tmp_path: Path) -> None:

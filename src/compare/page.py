@@ -57,6 +57,8 @@ def verdict(found: Comparison, noise_floor: float) -> list[str]:
         ratios = [pair.ratio for pair in pairs if pair.ratio is not None]
         said = Counter(ratio.verdict(noise_floor) for ratio in ratios)
         counts = ", ".join(f"{said[each]} {each}" for each in ("faster", "slower", "inconclusive"))
+        doubted = sum(pair.ratio is not None and pair.doubted for pair in pairs)
+        counts += f", {doubted} of them INVALID on a side" if doubted else ""
         failed = f", {len(pairs) - len(ratios)} without a time on a side" if len(pairs) > len(ratios) else ""
         name = f"{source.letter} ({source.name}) against A"
         if pairs:
@@ -278,7 +280,8 @@ def regressions(found: Comparison, share: float) -> list[str]:
         elif pair.ratio is not None and pair.slower_by(share):
             times = stats.Interval(1 / pair.ratio.value, 1 / pair.ratio.high, 1 / pair.ratio.low, pair.ratio.few)
             alone = "" if pair.has_interval else ", judged by itself"
-            lines.append(f"{what}: {_said(times)} the time{alone}")
+            doubted = ", INVALID: not to be relied upon" if pair.doubted else ""
+            lines.append(f"{what}: {_said(times)} the time{alone}{doubted}")
     return lines
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from .. import stats
 from ..prefilling.methods import BASELINE, method_of
 from ..records.groups import place_of
-from ..records.row import HOW, WORK, Row, key, parts, value_of
+from ..records.row import HOW, WORK, Row, batches_are_draws, key, parts, value_of
 from .sources import Entry, Source
 
 # What tells two measurements apart, in the order in which a reader would ask. Some are not matched themselves, but say
@@ -73,6 +73,11 @@ class Pair:
     def has_interval(self) -> bool:
         """Whether the ratio has one; of a single batch measured once there is none."""
         return self.ratio is not None and not math.isnan(self.ratio.high)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether something speaks against relying on the measurement of either side."""
+        return self.reference.row.doubted or self.other.row.doubted
 
     @property
     def fails_now(self) -> bool:
@@ -167,21 +172,25 @@ def _pair(reference: Source, a: Entry, other: Source, b: Entry) -> Pair:
     here, there = _speedup(a, reference), _speedup(b, other)
     if a.seconds is None or b.seconds is None:
         return Pair(other, a, b, speedups=(here, there))
-    ratio, paired = _ratio(a, b)
+    ratio, paired = _ratio(a, b, batches_are_draws(a.row))
     change = None
     if here is not None and there is not None:
         bases = _beside(a, reference), _beside(b, other)
         own = _samples(a), _samples(b)
         if paired and bases[0] is not None and bases[1] is not None and own[0] is not None and own[1] is not None:
-            change = stats.speedup_between_runs((bases[0], own[0]), (bases[1], own[1]), _batches_are_draws(a.row))
+            change = stats.speedup_between_runs((bases[0], own[0]), (bases[1], own[1]), batches_are_draws(a.row))
         else:
             change = stats.ratio_of_intervals(there, here)
     return Pair(other, a, b, ratio, (here, there), change, paired)
 
 
-def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
-    """Time of ``a`` over time of ``b``, two runs of their own, and whether from the samples of the same batches."""
-    samples, draws = (_samples(a), _samples(b)), _batches_are_draws(a.row)
+def _ratio(a: Entry, b: Entry, draws: bool) -> tuple[stats.Interval, bool]:
+    """Time of ``a`` over time of ``b``, two runs of their own, and whether from their samples.
+
+    Args:
+        draws: whether both have the same batches, each a draw like any other.
+    """
+    samples = _samples(a), _samples(b)
     unlike = samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1])
     if unlike or a.row.arrivals:  # under load batches form by themselves
         means = [entry.row.interval(entry.row.time_column) for entry in (a, b)]
@@ -194,10 +203,6 @@ def _ratio(a: Entry, b: Entry) -> tuple[stats.Interval, bool]:
     assert samples[0] is not None
     assert samples[1] is not None
     return stats.between_runs(samples[0], samples[1], draws), True
-
-
-def _batches_are_draws(row: Row) -> bool:
-    return not method_of(row.method).needs_dataset and "own-shuffle" not in (row.faults or "")
 
 
 def _samples(entry: Entry) -> stats.Seconds | None:
@@ -229,7 +234,7 @@ def _beside(entry: Entry, source: Source) -> stats.Seconds | None:
     own, seconds = _samples(entry), _samples(base)
     if own is None or seconds is None or len(own) != len(seconds):
         return None
-    return seconds if own.shape == seconds.shape or not _batches_are_draws(entry.row) else None
+    return seconds if own.shape == seconds.shape or not batches_are_draws(entry.row) else None
 
 
 def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
@@ -240,4 +245,11 @@ def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
     if row.speedup_over_full_batching is not None:
         return row.interval("speedup_over_full_batching")
     base = _baseline(entry, source)
-    return _ratio(base, entry)[0] if base else None
+    if base is None:
+        return None
+    found, from_samples = _ratio(base, entry, batches_are_draws(row))
+    if from_samples or not method_of(row.method).packs_dataset:
+        return found
+    # Its batches are bins of the whole dataset: without samples only times of a prompt can be compared.
+    times = base.row.seconds_per_prompt_mean, row.seconds_per_prompt_mean
+    return stats.Interval(times[0] / times[1], math.nan, math.nan) if times[0] and times[1] else None

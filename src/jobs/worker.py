@@ -39,8 +39,7 @@ def measure_and_print(config: Config, plan: Plan | None = None, pending: Path | 
     try:
         plan = plan or prepare(config)
     except GatedError as error:
-        for record in failed_before_planning(config, "gated", str(error)):
-            store.write(record, results_dir_of(config))
+        store.write_each(failed_before_planning(config, "gated", str(error)), results_dir_of(config))
         raise
     if pending:
         write_pending(pending, plan.results_dir, to_records(Run(plan), manifest(plan.device)))

@@ -14,7 +14,7 @@ from ..config import Config, as_dict, config_hash, other_settings
 from ..prefilling.method import PHASES, Method
 from ..prefilling.methods import BASELINE, ORDERED
 from ..prefilling.shape import Shape, causal_pairs
-from ..records.row import COLUMNS, Row, set_speedup
+from ..records.row import COLUMNS, Row, batches_are_draws, set_speedup
 from ..records.store import Record
 from . import load
 from .machine import device_name, manifest, pick_devices, software
@@ -206,13 +206,13 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
             return row
         if BASELINE in measured:
             base, own = _side_by_side(measured[BASELINE], outcome)
-            add_speedup(row, base, own, not method.needs_dataset and "own-shuffle" not in plan.faults)
+            add_speedup(row, base, own, batches_are_draws(row))
         if ORDERED in measured and method.name != ORDERED:
             found = stats.speedup_interval(*_side_by_side(measured[ORDERED], outcome), same_batches=False)
             row.speedup_over_length_ordered = found.value
             row.speedup_over_length_ordered_ci_low, row.speedup_over_length_ordered_ci_high = found.low, found.high
         if run.ideal and run.ideal.passes:
-            found = stats.speedup_interval(*_side_by_side(run.ideal, outcome), not method.needs_dataset)
+            found = stats.speedup_interval(*_side_by_side(run.ideal, outcome), batches_are_draws(row))
             row.fraction_of_ideal = found.value
             row.fraction_of_ideal_ci_low, row.fraction_of_ideal_ci_high = found.low, found.high
         if run.rates:

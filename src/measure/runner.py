@@ -80,9 +80,8 @@ def measure(plan: Plan) -> list[Record]:
     with contextlib.suppress(RuntimeError):
         made |= sampler_overhead(plan.device, counters, c.sampler_interval_s, c.sampler_overhead_s)
     finished = to_records(run, made)
-    for record in finished:
-        if record.row.status == "ok" or "no-failure-rows" not in plan.faults:
-            store.write(record, plan.results_dir)
+    kept = [record for record in finished if record.row.status == "ok" or "no-failure-rows" not in plan.faults]
+    store.write_each(kept, plan.results_dir)
     return finished
 
 

@@ -64,9 +64,10 @@ def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
     if served.within:
         queue_s = np.full_like(queue_s, np.nan)
     arrived_s = float(served.arrivals_s[-1] - served.arrivals_s[0])
-    span_s = float(ends_s[-1] - served.arrivals_s[0])
+    last_s = float(ends_s.max())  # an engine may give the first token of the prompt that came last before another's
+    span_s = last_s - float(served.arrivals_s[0])
     within = None if slo_s is None else float((ttft_s <= slo_s).sum()) / span_s
-    behind_s = float(ends_s[-1] - served.arrivals_s[-1])
+    behind_s = last_s - float(served.arrivals_s[-1])
     took_s = ends_s - starts_s
     longest_s = float(took_s.min() if served.within else took_s.max())  # an engine's own batches are not seen
     kept_up = behind_s <= max(BACKLOG * arrived_s, BATCHES_BEHIND * longest_s)

@@ -11,8 +11,8 @@ from typing import Any
 import pandas
 
 from .. import stats
-from ..prefilling.methods import BASELINE, method_of
-from .row import COLUMNS, HOW, MACHINE, WORK, Row, key, parts, set_speedup
+from ..prefilling.methods import BASELINE
+from .row import COLUMNS, HOW, MACHINE, WORK, Row, batches_are_draws, key, parts, set_speedup
 from .store import Record
 
 METHOD_ORDER = (
@@ -68,9 +68,13 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
 
 def _kind(run: Run) -> tuple[object, ...]:
     """Equal for runs that did the same work in the same way on the same machine, whatever their methods and packing."""
-    # A serving engine has a forward of its own, and is shown beside the other methods whatever theirs is.
-    row = next((record.row for record in run if record.row.forward), run[0].row)
-    return (*key(row, WORK, MACHINE), row.forward or "fused", *key(row, HOW, but=("method", "packing", "forward")))
+    # A serving engine has a forward of its own, and is shown beside the other methods whatever theirs is. A method with
+    # an attention kernel of its own does not say what the others were asked for.
+    rows = [record.row for record in run]
+    row = min(rows, key=lambda row: (row.forward is None, "+" in row.method))
+    asked = None if "+" in row.method else row.attention_asked
+    but = ("method", "packing", "forward", "attention_asked")
+    return (*key(row, WORK, MACHINE), row.forward or "fused", asked, *key(row, HOW, but=but))
 
 
 def _comparison(runs: list[Run]) -> Comparison:
@@ -83,17 +87,20 @@ def _comparison(runs: list[Run]) -> Comparison:
         return _usable([record.row for record in run])
 
     first = max(runs, key=rank)
-    shown: dict[tuple[object, ...], Record] = {}
+    shown: list[Record] = []
     others: list[Record] = []
     for run in [first, *sorted((run for run in runs if run is not first), key=rank, reverse=True)]:
         for record in run:
-            kind = record.row.method, record.row.packing, record.row.attention_kernel
-            if kind in shown:
-                others.append(record)
-            shown.setdefault(kind, record)
-    records = sorted(shown.values(), key=lambda record: (place_of(record.row.method), record.row.packing or ""))
+            (others if any(_same_method(record.row, each.row) for each in shown) else shown).append(record)
+    records = sorted(shown, key=lambda record: (place_of(record.row.method), record.row.packing or ""))
     base = next((each for each in records if each.row.method == BASELINE and each.row.status == "ok"), None)
     return Comparison([_with_speedup(record, base) if base else record for record in records], others)
+
+
+def _same_method(a: Row, b: Row) -> bool:
+    """Whether two rows of the same work are of one method; one that failed does not know which kernel it would run."""
+    kernels = {a.attention_kernel, b.attention_kernel} - {None}
+    return (a.method, a.packing) == (b.method, b.packing) and len(kernels) < 2
 
 
 def _with_speedup(record: Record, base: Record) -> Record:
@@ -102,11 +109,12 @@ def _with_speedup(record: Record, base: Record) -> Record:
     if row.status != "ok" or row.method == BASELINE or row.speedup_over_full_batching is not None or row.arrivals:
         return record
     theirs, ours = base.whole_seconds(), record.whole_seconds()
-    same_batches = not method_of(row.method).needs_dataset
+    same_batches = batches_are_draws(row)
     if theirs is None or ours is None or (same_batches and theirs.shape[1] != ours.shape[1]):
         return record
-    filled = replace(row, speedup_across_runs=True)
-    set_speedup(filled, stats.between_runs(theirs, ours, same_batches))
+    found = stats.between_runs(theirs, ours, same_batches)
+    filled = replace(row, speedup_across_runs=True, intervals_rest_on_few=row.intervals_rest_on_few or found.few)
+    set_speedup(filled, found)
     return replace(record, row=filled)
 
 

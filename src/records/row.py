@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..interval import FEW, Interval
+from ..prefilling.methods import method_of
 
 ON_PURPOSE = "measured with faults on purpose"  # begins the reason for which such a measurement is INVALID
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
@@ -327,6 +328,14 @@ def key(row: Row, *kinds: str, but: tuple[str, ...] = ()) -> tuple[object, ...]:
 def value_of(row: Row, name: str) -> object:
     """A row's value as it is compared."""
     return None if name == "forward" and row.protocol == "paper" else getattr(row, name)
+
+
+def batches_are_draws(row: Row) -> bool:
+    """Whether batch b of a row's method is batch b of full-batching, and any batch could have been any other.
+
+    Else only repeats are draws: the method has batches of its own, or every pass was shuffled anew on purpose.
+    """
+    return not method_of(row.method).needs_dataset and "own-shuffle" not in (row.faults or "")
 
 
 def set_speedup(row: Row, speedup: Interval) -> None:

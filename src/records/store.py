@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +115,30 @@ def check_writable(results_dir: Path) -> None:
 
 
 def _rescue(draft: Path, results_dir: Path) -> None:
-    """Put a finished record in its place if its writer was killed before it could; else remove the draft."""
-    try:
+    """Put a finished record in its place if its writer was killed before it could; else remove the draft.
+
+    Of a draft and the record that is in its place, which the draft was to replace or was put aside for, the newer
+    stands.
+    """
+    if draft.is_file():
+        draft.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(ValueError, OSError):
         row = read(draft).row
-        if not (results_dir / row.run_id).exists():
-            draft.rename(results_dir / row.run_id)
-    except (ValueError, OSError):
-        pass
+        place = results_dir / row.run_id
+        if place.exists() and _written_at(place) < row.created_at:
+            shutil.rmtree(place)
+        if not place.exists():
+            draft.rename(place)
     shutil.rmtree(draft, ignore_errors=True)
+
+
+def _written_at(folder: Path) -> str:
+    """When a record was made; empty where it cannot be read."""
+    try:
+        return read(folder).row.created_at
+    except ValueError:
+        return ""
 
 
 def write(record: Record, results_dir: Path) -> Path:
@@ -145,6 +161,24 @@ def write(record: Record, results_dir: Path) -> Path:
     except OSError:
         remedy = "free space or name another folder"
     raise UserError("results_dir", f"cannot write '{results_dir / record.row.run_id}' ({reason})", remedy)
+
+
+def write_each(records: Iterable[Record], results_dir: Path) -> None:
+    """Write several records; what keeps one from being written does not lose the others.
+
+    Raises:
+        UserError: of the first that cannot be written, once all were tried; the others' are told as notes.
+    """
+    failed = []
+    for record in records:
+        try:
+            write(record, results_dir)
+        except UserError as error:
+            failed.append(error)
+    for also in failed[1:]:
+        warn(str(also))
+    if failed:
+        raise failed[0]
 
 
 def _write(record: Record, results_dir: Path) -> Path:

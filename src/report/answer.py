@@ -65,7 +65,8 @@ def doubt(ratio: Interval, noise_floor: float = 0.0) -> str:
         return "too few batches or repeats to rely on it"
     if ratio.low <= 1 <= ratio.high:
         return "the interval contains 1: no difference is shown"
-    return "" if certain(ratio, noise_floor) else f"within {100 * noise_floor:g} % of 1, which counts as no difference"
+    near = f"the interval reaches within {100 * noise_floor:g} % of 1, which counts as no difference"
+    return "" if certain(ratio, noise_floor) else near
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -139,7 +139,8 @@ def _write(
     every = [record for group in groups for record in (*group.shown, *group.others)]  # speedups across runs filled in
     names = groups_of.machines([record.row for record in every])
     by_device = sections_of(every)
-    (draft / "summary.md").write_text(summary(groups, by_device), encoding="utf-8")
+    plotted = plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
+    (draft / "summary.md").write_text(summary(groups, by_device, bool(plotted)), encoding="utf-8")
     for device, sections in by_device.items():
         folder = _folder_of(device, by_device, draft)
         records = [record for record in every if names[record.row.run_id] == device]
@@ -161,12 +162,15 @@ def _write(
     newest = sorted(together, key=lambda group: max(row.created_at for row in group.rows))[-MOST_PANELS:]
     if newest:
         plots.time_per_batch([group.shown for group in groups if group in newest], draft / "time_per_batch")
-    plots.prompt_lengths([group.shown for group in groups], draft / "prompt_lengths")
     return groups, by_device
 
 
-def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> str:
-    """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from."""
+def summary(groups: list[Comparison], by_device: dict[str, list[Section]], lengths: bool) -> str:
+    """summary.md: the experiments, then every comparison's table, its phases, and where the figures come from.
+
+    Args:
+        lengths: whether there is a plot of the prompts' lengths.
+    """
     parts = ["# Prefill measurements", ""]
     for device, sections in by_device.items():
         if any(len(section.table) for section in sections) and any(section.claims for section in sections):
@@ -187,5 +191,6 @@ def summary(groups: list[Comparison], by_device: dict[str, list[Section]]) -> st
         parts += [words.provenance(group.shown), ""]
     if any(not group.rows[0].arrivals for group in groups):
         parts += ["![Time per batch by method](time_per_batch.png)", ""]
-    parts += ["![Prompt lengths](prompt_lengths.png)", ""]
+    if lengths:
+        parts += ["![Prompt lengths](prompt_lengths.png)", ""]
     return "\n".join(parts)

@@ -178,10 +178,9 @@ def estimate(unit: str = "") -> Format:
     def show(value: Interval | float) -> str:
         if not isinstance(value, Interval):
             return f"{value:.2f}{unit}"
-        ends = None if not tells(value.low, value.high) else _ends(value.low, value.high)
-        if ends is None:
+        if not tells(value.low, value.high):
             return f"{value.value:.2f}{unit} (no interval)"
-        digits, low, high = ends
+        digits, low, high = _ends(value.low, value.high)
         return f"{value.value:.{digits}f}{unit} [{low}, {high}]"
 
     return show
@@ -190,11 +189,11 @@ def estimate(unit: str = "") -> Format:
 times = estimate("x")
 
 
-def _ends(low: float, high: float) -> tuple[int, str, str] | None:
-    for digits in range(2, 7):
-        if f"{low:.{digits}f}" != f"{high:.{digits}f}":
-            return digits, f"{low:.{digits}f}", f"{high:.{digits}f}"
-    return None
+def _ends(low: float, high: float) -> tuple[int, str, str]:
+    """With as many digits as tell the ends apart; with two where they are equal."""
+    told = [digits for digits in range(2, 7) if f"{low:.{digits}f}" != f"{high:.{digits}f}"]
+    digits = told[0] if told else 2
+    return digits, f"{low:.{digits}f}", f"{high:.{digits}f}"
 
 
 def tells(low: float, high: float) -> bool:

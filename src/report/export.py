@@ -47,15 +47,19 @@ LATENCY_PERCENTAGES = (10, 25, 50, 75, 90, 99)  # of vllm bench latency
 
 
 def write_exports(records: Sequence[Record], folder: Path) -> None:
-    """Write benchmark.json and vllm-bench.json of the records whose status is ok.
+    """Write benchmark.json and vllm-bench.json of the records whose status is ok, but for those under load.
+
+    Under load a prompt's TTFT holds the time that it waited, and the keys below are of batches that did not wait.
 
     Raises:
         OSError: a file cannot be written.
     """
-    found = [each for each in records if each.row.status == "ok" and each.row.seconds_per_batch_mean is not None]
+    at_once = [each for each in records if not each.row.arrivals]
+    found = [each for each in at_once if each.row.status == "ok" and each.row.seconds_per_batch_mean is not None]
     timed = [(record, _samples(record)) for record in found]
-    if len(timed) < len(records):
-        warn(f"not in {BENCHMARK_FILE} and {VLLM_FILE}, for want of a time: {len(records) - len(timed)} of the records")
+    for left, why in ((len(at_once) - len(timed), "for want of a time"), (len(records) - len(at_once), "under load")):
+        if left:
+            warn(f"not in {BENCHMARK_FILE} and {VLLM_FILE}, {why}: {left} of the records")
     benchmark = [each for record, samples in timed for each in benchmark_objects(record, samples)]
     for name, content in ((BENCHMARK_FILE, benchmark), (VLLM_FILE, [vllm_object(*each) for each in timed])):
         (folder / name).write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -228,8 +228,14 @@ def _explain(panel: Axes, mark: str) -> None:
 
 
 def prompt_lengths(groups: Sequence[Sequence[Record]], path: Path) -> list[Path]:
-    """Histogram of prompt lengths, a panel for each dataset: of its largest workload."""
-    by_size = sorted((group[0] for group in groups), key=lambda record: record.row.num_prompts)
+    """Histogram of prompt lengths, a panel for each dataset: of its largest workload. No files where none is known.
+
+    A record of what failed before its prompts were read has no lengths.
+    """
+    known = [group[0] for group in groups if group[0].prompt_lengths]
+    if not known:
+        return []
+    by_size = sorted(known, key=lambda record: record.row.num_prompts)
     workloads = {(record.row.dataset, record.row.dataset_detail): record for record in by_size}
     columns = min(COLUMNS, len(workloads))
     lines = -(-len(workloads) // columns)

@@ -47,8 +47,8 @@ class Curve:
 
     @property
     def above(self) -> float:
-        """The least rate above the largest one that was tried and broke the objective; NaN where none was."""
-        broken = (row.rate for row in self.judged if row.rate and not _keeps(row, row.ttft_p99_s))
+        """The least rate that was tried and broke the objective; NaN where none was."""
+        broken = (row.rate for row in self.judged if row.rate and _breaks(row, row.ttft_p99_s))
         return min(broken, default=math.nan)
 
     @property
@@ -57,7 +57,7 @@ class Curve:
         if self.best is None or self.best.rate is None:
             return None
         surely = [row.rate for row in self.judged if row.rate and _keeps(row, row.ttft_p99_high_s or row.ttft_p99_s)]
-        broken = [row.rate for row in self.judged if row.rate and not _keeps(row, row.ttft_p99_low_s or row.ttft_p99_s)]
+        broken = [row.rate for row in self.judged if row.rate and _breaks(row, row.ttft_p99_low_s or row.ttft_p99_s)]
         rate = self.best.rate
         low = max((each for each in surely if each <= rate), default=math.nan)
         return Interval(rate, low, min((each for each in broken if each > rate), default=math.nan))
@@ -141,8 +141,17 @@ def _over_seeds(values: Sequence[float], lows: Sequence[float], highs: Sequence[
     return Interval(value, low * math.exp(-half), high * math.exp(half))
 
 
+def _in_time(row: Row, p99_s: float | None) -> bool:
+    return p99_s is not None and row.slo_ms is not None and 1000 * p99_s <= row.slo_ms
+
+
 def _keeps(row: Row, p99_s: float | None) -> bool:
-    return bool(row.stable) and p99_s is not None and row.slo_ms is not None and 1000 * p99_s <= row.slo_ms
+    return bool(row.stable) and _in_time(row, p99_s)
+
+
+def _breaks(row: Row, p99_s: float | None) -> bool:
+    """Whether it surely does not keep the objective; a run that was too short to tell does neither."""
+    return row.stable is False or not _in_time(row, p99_s)
 
 
 Found = list[dict[Name, Curves]]  # of each setting the curves

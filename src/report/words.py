@@ -137,18 +137,18 @@ def _setting(row: Row, name: str) -> str:
 def provenance(records: Sequence[Record]) -> str:
     """One paragraph that says what was measured, with what, and how it was checked, of one comparison or several."""
     rows = [record.row for record in records]
-    packages = [record.manifest["packages"] for record in records]
+    packages = [record.manifest.get("packages") or {} for record in records]
     commits = [
-        (record.manifest["git_commit"] or "unknown")[:12]
-        + (" with uncommitted changes" if record.manifest["git_dirty"] else "")
+        (record.manifest.get("git_commit") or "unknown")[:12]
+        + (" with uncommitted changes" if record.manifest.get("git_dirty") else "")
         for record in records
     ]
+    torch, transformers = (_each(of.get(name, "unknown") for of in packages) for name in ("torch", "transformers"))
     text = (
         f"{_span(row.repeats for row in rows)} repeats over {_span(row.num_batches for row in rows)} batches, seed "
         f"{_each(row.seed for row in rows)}; prompts: {_each(row.dataset_detail for row in rows)}; model: "
-        f"{_each(row.model_detail for row in rows)}; torch {_each(package['torch'] for package in packages)}, "
-        f"transformers {_each(package['transformers'] for package in packages)}; commit {_each(commits)}; workload "
-        f"{_each(row.workload_fingerprint for row in rows)}."
+        f"{_each(row.model_detail for row in rows)}; torch {torch}, transformers {transformers}; commit "
+        f"{_each(commits)}; workload {_each(row.workload_fingerprint for row in rows)}."
     )
     checked = [row.verified_max_rel_diff for row in rows if row.verified_max_rel_diff is not None]
     if checked:

@@ -64,10 +64,14 @@ def left_out(records: Sequence[Record]) -> str:
 
 
 def _every_run(records: Sequence[Record]) -> list[Run]:
-    """The comparisons that prepacking was measured in, with what else was measured in them."""
+    """The comparisons that prepacking was measured in, with what else was measured in them.
+
+    None of them is under load, where batches form by themselves and differ from method to method.
+    """
     found: dict[str, Run] = defaultdict(dict)
     for record in records:
-        if record.row.status == "ok" and not record.row.faults and not record.row.speedup_across_runs:
+        row = record.row
+        if row.status == "ok" and not (row.faults or row.speedup_across_runs or row.arrivals):
             found[record.row.comparison_id][record.row.method] = record
     return [run for run in found.values() if PACKED in run and len(run) > 1]
 

@@ -12,7 +12,7 @@ from ... import paper
 from ...records.row import MACHINE, WORK, Row, key
 from ...records.store import Record
 from ..cells import Column, Table, make_table, thousands
-from ..claims import close, decided, not_run, unlike
+from ..claims import INVALID, close, decided, not_run, unlike
 from ..plots import STYLE, finish_axes, legend, titled
 from ..section import CANNOT_TELL, FAILS, HOLDS, Claim
 from ..select import BASE, PACKED, clean
@@ -101,6 +101,9 @@ def claims(found: Found) -> list[Claim]:
     else:
         beaten = all((both[PACKED].fails or MOST) <= both[BASE].fits for both in found)
         verdict = (FAILS, "") if beaten else (CANNOT_TELL, "the sizes are too near")
+    deciding = [row for each in (packed, base) for row in each.rows if row.batch_size == each.fits]
+    if any(row.doubted for row in deciding):
+        verdict = CANNOT_TELL, INVALID
     ratio = packed.fits / base.fits if base.fits else None
     at_least = "" if packed.fails else "at least "
     ours = f"{at_least}{ratio:.1f}x: {packed.fits} and {base.fits} prompts, {packed.last.dataset}" if ratio else ""

@@ -127,7 +127,8 @@ def claims(found: Found) -> list[Claim]:
     why = "" if verdict == HOLDS else "of one sample"
     if any(each.doubted for each in found.largest.values()):
         verdict, why = CANNOT_TELL, INVALID
-    return [decided(text, rule, (verdict, why), ours, published, apart, None if kept is None else low <= kept <= high)]
+    sure = kept is not None and not any(each.doubted for each in found.kept.values())
+    return [decided(text, rule, (verdict, why), ours, published, apart, low <= (kept or 0) <= high if sure else None)]
 
 
 def figure(found: Found) -> Any:

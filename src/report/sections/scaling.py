@@ -14,7 +14,7 @@ from ...records.store import Record
 from ..cells import Column, Table, fixed, make_table, signed, thousands
 from ..comparison import per_batch
 from ..plots import STYLE, finish_axes, titled, whisker
-from ..section import NOT_RUN, Claim
+from ..section import Claim
 from ..select import PACKED, clean
 from ..words import label, model_name
 from ..words import notes as notes_of
@@ -58,9 +58,8 @@ def table(found: Found) -> Table:
 
 
 def notes(found: Found) -> list[str]:
-    """What failed; that nothing ran where all did."""
-    failed = [row for row in found if row.status != "ok"]
-    return [NOT_RUN] if len(failed) == len(found) else notes_of(failed)
+    """What failed."""
+    return notes_of([row for row in found if row.status != "ok"])
 
 
 def claims(found: Found) -> list[Claim]:
