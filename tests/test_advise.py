@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 MODELLED = [method for method in METHODS.values() if not method.serves]
 # Two layers of hidden size 4, two heads of 2, one head of keys and values, MLP of 3, a vocabulary of 5.
 WAY = Way(4, "segments", ffd)
-HAND = Shape(168, 20, 5, 8, 8, layers=2, kv_parameters=16, tied=False, window=None)
+HAND = Shape(168, 20, 5, 8, 8, layers=2, query_parameters=16, kv_parameters=16, tied=False, window=None)
 
 
 def work(
@@ -55,8 +55,8 @@ def test_work_counted_by_hand() -> None:
     padded = work("full-batching", [3, 1])
     assert padded == {
         "layers": 2,
-        "prompts": 2 * 2 * (20 + 84 - 16),
-        "tokens": 2 * 6 * (84 + 16),
+        "prompts": 2 * 2 * (20 + 84 - 32),
+        "tokens": 2 * 6 * (84 + 32),
         "pairs": 4 * (6 + 6) * 8,
         "calls": 2,
         "gathered": 0,
@@ -101,7 +101,8 @@ def test_the_work_is_what_the_method_computes(method: Method, most: int | None, 
     done = make_engine(model, method, options).prefill(draw_prompts(lengths), NoTimer())
     shape = Shape.of(model.config)
     counted = dict(zip(NAMES, work_of(shape, method, lengths, Way(4, kernel, ffd, most)), strict=True))
-    everywhere = shape.layer_parameters * (shape.layers - 1) / shape.layers + shape.kv_parameters
+    of_layer = shape.layer_parameters / shape.layers
+    everywhere = shape.layer_parameters - of_layer + shape.query_parameters + shape.kv_parameters
     assert counted["tokens"] == 2 * everywhere * done.computed_tokens
     assert done.attention_pairs is not None
     assert counted["pairs"] == pytest.approx(4 * done.attention_pairs * shape.attention)
@@ -157,7 +158,7 @@ def test_memory_counts_one_padded_cache_for_every_method() -> None:
     needed = {method.name: memory_bytes(HAND, method, [30, 2, 2], WAY) for method in MODELLED}
     assert needed["padding-free"] < needed["full-batching"] == needed["length-ordered"]
     assert needed["padding-free"] > 4 * (168 + 20 + 3 * 30 * 8)
-    unheld = memory_bytes(HAND, METHODS["padding-free"], [30, 2, 2], WAY, pads_are_held=False)
+    unheld = memory_bytes(HAND, METHODS["padding-free"], [30, 2, 2], replace(WAY, pads_are_held=False))
     assert needed["padding-free"] - unheld == 4 * (3 * 30 - 34) * 8
 
 

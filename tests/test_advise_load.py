@@ -30,7 +30,8 @@ def predictor(tiny_config: Callable[..., Config]) -> Predictor:
     """Of a machine on which a position costs a tenth of a millisecond, and nothing else costs anything."""
     plan = prepare(tiny_config(*LOADED, "rate=20", "slo_ms=100"))
     shape = Shape.of(plan.source.config)
-    each = shape.layer_parameters - shape.layer_parameters / shape.layers + shape.kv_parameters
+    last = shape.layer_parameters / shape.layers - shape.query_parameters - shape.kv_parameters
+    each = shape.layer_parameters - last
     costs = np.array([1e-4 / (2 * each) if name == "tokens" else 0.0 for name in TERMS])
     residuals = {name: np.array([0.1, -0.1, 0.05]) for name in ("full-batching", "prepacking", "padding-free")}
     return Predictor(plan, shape, CostModel(costs, residuals))

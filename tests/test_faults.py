@@ -257,6 +257,19 @@ def test_an_experiment_leaves_out_the_fault_that_its_prompts_do_not_allow(
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_packing_of_a_whole_dataset_is_charged_where_nothing_synchronizes(
+    measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the clock then knows one phase, the last, and none for planning."""
+    from src.measure.timer import PhaseTimer
+
+    stop = PhaseTimer.stop
+    monkeypatch.setattr(PhaseTimer, "stop", lambda self: {"decode": sum(stop(self).values())})
+    (record,) = measure("method=dataset-prepacking", "metric=ttft", "faults=[no-sync]")
+    assert record.row.status == "ok"
+    assert record.row.plan_s_mean
+
+
 def test_no_sync_reads_the_clock_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.measure import timer as module
 

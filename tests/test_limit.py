@@ -28,6 +28,7 @@ HAND = Shape(
     attention=2 * 4,
     kv_width=2 * 2 * 2,
     layers=2,
+    query_parameters=4 * 4,
     kv_parameters=2 * 4 * 2,
     tied=False,
     window=None,
@@ -99,6 +100,7 @@ def test_the_shape_is_read_off_a_models_weights() -> None:
     shape, layer = Shape.of(model.config), model.get_decoder().layers[0]
     linear = [module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear)]
     assert (shape.layer_parameters, shape.layers, shape.tied) == (2 * sum(linear), 2, True)
+    assert shape.query_parameters == layer.self_attn.q_proj.weight.numel()
     assert shape.kv_parameters == layer.self_attn.k_proj.weight.numel() + layer.self_attn.v_proj.weight.numel()
     assert Shape.of(tiny_model("mistral").config).window == 5
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import draw_prompts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ from src.cli import UserError
 from src.compose import compose
 from src.config import Config
 from src.jobs.duration import in_words
-from src.measure import machine, memory_checks
+from src.measure import machine, memory_checks, runner
 from src.measure.memory import PeakMemory
 from src.measure.memory_checks import leave_out_what_cannot_fit
 from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
@@ -306,7 +308,8 @@ def test_what_cannot_fit_on_a_gpu_is_not_tried(
     small, large = (prepare(tiny_config(*settings, f"batch_size={size}")) for size in (1, 12))
     shape, method = Shape.of(large.source.config), large.methods[1].method
     lengths = [large.prompts.lengths[batch].tolist() for batch in large.methods[1].batches]
-    needed = max(memory_bytes(shape, method, each, Way.of(large, method)) for each in lengths) / 2**20
+    way = Way.of(replace(large, devices=(GPU,)), method)
+    needed = max(memory_bytes(shape, method, each, way) for each in lengths) / 2**20
     # Padded rows hold more while they are computed, and what an engine holds is its own choice.
     for fraction, statuses in ((9, ["ok"] * 3), (1.1, ["oom", "ok", "ok"]), (0.9, ["oom", "oom", "ok"])):
         tried = on_a_gpu_of(fraction * needed, monkeypatch, small, large)
@@ -322,6 +325,42 @@ def test_what_cannot_fit_on_a_gpu_is_not_tried(
     runs = on_a_gpu_of(1, monkeypatch, replace(large, config=four), replace(large, config=plain))
     least = [memory_checks._least_bytes(run.plan, run.outcomes[0]) for run in runs]
     assert least[1] - least[0] == pytest.approx(shape.layer_parameters * 3.5)  # of 4 bytes a weight half a byte is left
+
+
+def test_on_a_cpu_pads_that_are_never_written_are_not_held_against_a_batch(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long prompt among short ones, by parts: most of its padded cache is pages that are never touched."""
+    arguments = ("method=full-batching", "num_prompts=12", "batch_size=12", "max_tokens_per_forward=60")
+    plan = prepare(tiny_config(*arguments))
+    plan.prompts.token_ids[:] = draw_prompts([900, *[4] * 11])
+    run = Run(plan)
+    shape = Shape.of(plan.source.config)
+    padded_mb, useful_mb = (shape.bytes(1, tokens, 12, 4) / 2**20 for tokens in (12 * 900, 900 + 11 * 4))
+    monkeypatch.setattr("src.measure.process.available_mb", lambda: (padded_mb + useful_mb) / 2)
+    leave_out_what_cannot_fit(run)
+    assert run.outcomes[0].status == "ok"
+    monkeypatch.setattr("src.measure.process.available_mb", lambda: 0.9 * useful_mb)
+    leave_out_what_cannot_fit(run)
+    assert run.outcomes[0].status == "oom"
+
+
+def test_before_a_pass_on_a_gpu_the_batch_of_most_computed_positions_runs(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a padded method it's the one with the longest prompt, though another may hold more useful tokens."""
+    ran: list[list[int]] = []
+    monkeypatch.setattr(runner, "timed_batch", lambda plan, outcome, timer, batch, bins: ran.append(list(batch)))
+    plan = prepare(tiny_config("methods=[full-batching,padding-free]", "num_prompts=6", "batch_size=3"))
+    shuffled = [[0, 1, 2], [3, 4, 5]]
+    plan.prompts.token_ids[:] = draw_prompts([9, 9, 9, 12, 1, 1])
+    plan.shuffled[:] = [np.array(batch) for batch in shuffled]
+    padded, free = Run(replace(plan, devices=(GPU,))).outcomes
+    padded.assignment = replace(padded.assignment, batches=plan.shuffled, shapes=[(3, 9), (3, 12)])
+    free.assignment = replace(free.assignment, batches=plan.shuffled, shapes=[(3, 9), (3, 5)])
+    for outcome in (padded, free):
+        runner._settle(replace(plan, devices=(GPU,)), outcome, PhaseTimer(CPU))
+    assert ran == [shuffled[1], shuffled[0]]
 
 
 def test_what_an_engine_beside_holds_is_no_memory_of_a_methods(

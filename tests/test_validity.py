@@ -189,6 +189,32 @@ def test_a_limit_that_holds_the_process_is_seen(cores: Cores, line: str, folder:
     assert use.throttled == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "files", "left_mb"),
+    [
+        ("0::/", ".", {"memory.max": "max", "memory.current": "1", "memory.stat": "anon 1"}, 4000),
+        ("0::/outside", ".", {"memory.max": f"{900 * 2**20}", "memory.current": f"{500 * 2**20}",
+                              "memory.stat": f"anon 1\ninactive_file {100 * 2**20}"}, 500),
+        ("0::/job/step", "job", {"memory.max": f"{900 * 2**20}", "memory.current": f"{500 * 2**20}",
+                                 "memory.stat": "anon 1"}, 400),
+        ("4:memory:/a", "memory/a", {"memory.limit_in_bytes": f"{900 * 2**20}",
+                                     "memory.usage_in_bytes": f"{950 * 2**20}",
+                                     "memory.stat": f"total_inactive_file {150 * 2**20}"}, 100),
+        ("4:memory:/a", "memory/a", {"memory.limit_in_bytes": f"{2**63 - 4096}", "memory.usage_in_bytes": "1",
+                                     "memory.stat": "cache 1"}, 4000),
+        ("nonsense", ".", {}, 4000),
+    ],
+)  # fmt: skip
+def test_memory_is_what_the_machine_has_or_the_control_group_leaves(
+    cores: Cores, line: str, folder: str, files: dict[str, str], left_mb: float
+) -> None:
+    cores.group(line, folder, "usage_usec 5\n")
+    for name, content in files.items():
+        (cores.root / "CGROUP" / folder / name).write_text(content + "\n", encoding="ascii")
+    (cores.root / "PROC" / "meminfo").write_text(f"MemFree: 1 kB\nMemAvailable: {4000 * 1024} kB\n", encoding="ascii")
+    assert process.available_mb() == left_mb
+
+
 def test_a_system_that_tells_nothing_is_held_against_no_one(cores: Cores) -> None:
     use = process.CpuUse.since(process.CpuTimes.now())
     assert (use.other, use.stolen, use.throttled) == (None, None, None)

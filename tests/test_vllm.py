@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig
 from src.measure.timer import PhaseTimer
 from src.prefilling.vllm import driver
 from src.prefilling.vllm.driver import Missing, Vllm, WorkerError
+from src.records.store import Record
 
 LENGTHS = [5, 1, 9]
 STAND_IN = """
@@ -217,3 +219,15 @@ def test_a_killed_parent_leaves_no_stopped_processes(start: Any) -> None:
     while processes_of(group) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(group) == {}
+
+
+def test_batches_that_nothing_verified_are_warmed_up_each(
+    start: Any, monkeypatch: pytest.MonkeyPatch, measure: Callable[..., list[Record]]
+) -> None:
+    start()  # so that the stand-in behaves
+    served: list[int] = []
+    prefill = Vllm.prefill
+    monkeypatch.setattr(Vllm, "prefill", lambda *of: (served.append(len(of[1])), prefill(*of))[1])
+    (record,) = measure("method=vllm", "metric=ttft", "warmup=1", "repeats=1", "verify_batches=1")
+    assert (record.row.status, record.row.num_batches) == ("ok", 3)
+    assert len(served) == 2 * 3

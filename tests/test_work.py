@@ -54,20 +54,21 @@ def test_a_padded_batch_under_the_papers_protocol(tiny_config: Callable[..., Con
 
 @pytest.mark.parametrize("metric", ["prefill", "ttft"])
 def test_a_packed_batch_under_the_papers_protocol(metric: str, tiny_config: Callable[..., Config]) -> None:
-    """One bin of five; for first tokens each prompt's last one goes through alone, and sees all of its prompt."""
+    """Two bins, less last tokens of four and two; for first tokens the last ones go through, each seeing its prompt."""
     plan = prepare(tiny_config("protocol=paper", "num_prompts=2", "batch_size=2", f"metric={metric}"))
     assignment = of_lengths(plan, [5, 3], "prepacking")
-    packed = 2 * (10 * LAYERS * LAYER + 2 * 2 * 25 * HIDDEN * LAYERS + 10 * HEAD)
+    packed = 2 * (8 * LAYERS * LAYER + 2 * 2 * 16 * HIDDEN * LAYERS + 8 * HEAD)
     decoded = 2 * (2 * LAYERS * LAYER + 2 * (5 + 3) * HIDDEN * LAYERS + 2 * HEAD)
     assert work.computed_operations(plan, assignment) == packed + (decoded if metric == "ttft" else 0)
 
 
 @pytest.mark.parametrize("forward", ["fused", "transformers"])
 def test_equal_prompts_under_the_modern_protocol(forward: str, tiny_config: Callable[..., Config]) -> None:
-    """Causal attention, logits at last tokens; the fused forward leaves out the rest of the last layer elsewhere."""
+    """Causal attention, logits at last tokens; of the last layer the fused forward computes Q, K and V everywhere."""
     plan = prepare(tiny_config(f"forward={forward}", "num_prompts=2", "batch_size=2"))
     assignment = of_lengths(plan, [3, 3], "full-batching")
-    linear = 6 * (LAYERS - 1) * LAYER + 6 * KV + (2 if forward == "fused" else 6) * (LAYER - KV)
+    everywhere = HIDDEN * HIDDEN + KV
+    linear = 6 * (LAYERS - 1) * LAYER + 6 * everywhere + (2 if forward == "fused" else 6) * (LAYER - everywhere)
     attention = 2 * 2 * 6 * HIDDEN * LAYERS  # six pairs of each prompt
     assert work.computed_operations(plan, assignment) == 2 * (linear + attention + 2 * HEAD)
 
@@ -101,7 +102,7 @@ def prepared(protocol: str, made: dict[str, Plan] = {}) -> Plan:  # noqa: B006, 
         where = f"results_dir={Path(__file__).parent / 'never-written'}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("src.records.store.check_writable", lambda _: None)
-            made[protocol] = prepare(compose([*TINY_OVERRIDES, f"protocol={protocol}", where])[0])
+            made[protocol] = prepare(compose([*TINY_OVERRIDES, f"protocol={protocol}", "metric=ttft", where])[0])
     return made[protocol]
 
 

@@ -73,7 +73,6 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
     Not serving engines, which batch by rules of their own, and not methods that were added.
     """
     way = Way.of(plan)
-    held = plan.device.type != "cpu"
     others = [each for each in METHODS.values() if each.name != BASELINE and model.knows(each.name)]
     found: list[Choice] = []
     for batch_size in batch_sizes:
@@ -83,7 +82,7 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
             lengths = [plan.prompts.lengths[batch].tolist() for batch in batches]
             laid = list(zip(lengths, bins, strict=True))
             work = [work_of(shape, method, each, way, own) for each, own in laid]
-            needed = max(memory_bytes(shape, method, each, way, own, held) for each, own in laid)
+            needed = max(memory_bytes(shape, method, each, way, own) for each, own in laid)
             seconds, spread = model.seconds(np.array(work)), 0.0
             if method.name == BASELINE:
                 baseline_s = float(seconds.sum())

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from .. import provenance
 from ..cli import UserError
-from ..config import dtype_name
+from ..config import Config, dtype_name
 from ..places import slug
 from ..prefilling import cpp
 from . import gpus
@@ -94,6 +95,12 @@ def pick_dtype(asked: str, device: torch.device, numerics: str = "own") -> torch
     found = getattr(torch, dtype_name(asked, device.type == "cuda", numerics))
     assert isinstance(found, torch.dtype)
     return found
+
+
+def resolved(config: Config, device: torch.device) -> Config:
+    """The configuration with the device and the type that it means on this machine."""
+    dtype = pick_dtype(config.dtype, device, config.numerics)
+    return replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
 
 
 def device_name(*devices: torch.device) -> str:

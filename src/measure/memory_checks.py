@@ -40,19 +40,21 @@ def _free_mb(*devices: torch.device) -> float:
 
 
 def _least_bytes(plan: Plan, outcome: Outcome) -> float:
-    """Lower bound of the memory that a method holds at once in its largest batch."""
+    """Lower bound of the memory that a method holds at once in its largest batch, in bytes.
+
+    The kernel that was asked for may be missing, which is told later: the bound is the same with any.
+    """
     shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     bits = {"none": 8 * size, "4": 4, "8": 8}[plan.config.loadbit]
     saved = shape.layer_parameters * max(0.0, size - bits / 8)  # by weights of fewer bits
-    if plan.device.type == "cpu" or plan.config.protocol == "paper":
-        pairs = zip(outcome.shapes, outcome.batches, strict=True)
-        return max(shape.bytes(*each, plan.logit_positions(*each, batch), size) for each, batch in pairs) - saved
-    most = most_at_once(plan.options.max_tokens, plan.device.type)
-    way = Way(
-        size, pick_kernel(plan.device, plan.dtype), plan.pack, most
-    )  # whatever kernel was asked for, and may lack
-    bins: list[Bins] | list[None] = outcome.bins or [None] * len(outcome.batches)
     lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
+    if plan.config.protocol == "paper":  # every row is as wide as the widest, with logits at all positions
+        return max(shape.bytes(rows, width, rows * width, size) for rows, width in outcome.shapes) - saved
+    if outcome.method.serves or outcome.method.engine:  # what an engine holds beside useful tokens is its own choice
+        return max(shape.bytes(1, sum(each), len(each), size) for each in lengths) - saved
+    most = most_at_once(plan.options.max_tokens, plan.device.type)
+    way = Way(size, pick_kernel(plan.device, plan.dtype), plan.pack, most, plan.device.type != "cpu")
+    bins: list[Bins] | list[None] = outcome.bins or [None] * len(outcome.batches)
     held = (memory_bytes(shape, outcome.method, each, way, own) for each, own in zip(lengths, bins, strict=True))
     return max(held) - saved
 
@@ -71,7 +73,8 @@ def skip_dominated(run: Run) -> None:
 
 
 def _same_but_for_size(here: Row, there: Row) -> bool:
-    size = ("batch_size", "workload_fingerprint")
+    # Over which GPUs a model is split is known once it is loaded, which is what this is to save.
+    size = ("batch_size", "workload_fingerprint", "split")
     if key(here, WORK, HOW, MACHINE, but=size) != key(there, WORK, HOW, MACHINE, but=size):
         return False
     return all(getattr(here, name) == getattr(there, name) for name in SAME_PROMPTS)

@@ -6,7 +6,7 @@ A plan never changes. What happens while it is carried out is in ``outcome.py``.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +153,8 @@ def prepare(config: Config) -> Plan:
     """
     devices = machine.pick_devices(config.device, config.device_map)
     device = devices[0]
-    dtype = machine.pick_dtype(config.dtype, device, config.numerics)
-    config = replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    config = machine.resolved(config, device)
+    dtype: torch.dtype = getattr(torch, config.dtype)
     results_dir = results_dir_of(config)
     source = find_model(config.model)
     if any(not method_of(name).serves for name in config.compared_methods):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,21 +176,32 @@ def _throttled_s() -> float | None:
     """Seconds for which the process's control group was held by its limit, of either version of control groups."""
     found: dict[str, float] = {}
     try:
-        groups = [line.split(":", 2) for line in (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()]
-        for _, controllers, path in groups:
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = CGROUP / controllers if controllers else CGROUP
-            for file in (top / path.lstrip("/") / "cpu.stat", top / "cpu.stat"):  # the second is a container's own view
-                if file.is_file():
-                    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
-                    found |= {name: float(value) for name, value in lines}
-                    break
+        for folders in _groups("cpu"):
+            if own := next((folder for folder in folders if (folder / "cpu.stat").is_file()), None):
+                found |= _numbers(own / "cpu.stat")
     except (OSError, ValueError):
         return None
     if "throttled_usec" in found:
         return found["throttled_usec"] / 1e6
     return found["throttled_time"] / 1e9 if "throttled_time" in found else None
+
+
+def _groups(controller: str) -> Iterator[list[Path]]:
+    """The folders of this process's control group, of either version: its own first, then those that it lies in.
+
+    A container sees its own group at the top, whatever the path of the group is called outside.
+    """
+    for line in (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            top = CGROUP / controllers
+            own = top / path.lstrip("/")
+            yield [own, *(above for above in own.parents if above.is_relative_to(top))]
+
+
+def _numbers(file: Path) -> dict[str, float]:
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return {name: float(value) for name, value in lines}
 
 
 def resident_mb() -> float | None:
@@ -213,11 +226,28 @@ def status_mb(name: str) -> float | None:
 
 
 def available_mb() -> float | None:
-    """Memory that a process could still take without swapping, in MB, None where the system does not say."""
+    """Memory that this process could still take without swapping, in MB, None where the system does not say.
+
+    It is what the machine has, or what the process's control group leaves, as of a container or a job of SLURM's.
+    """
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
+        lines = (PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        of_machine = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), None)
     except OSError:
-        pass
+        return None
+    if of_machine is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        left = [_left_mb(folder) for folders in _groups("memory") for folder in folders]
+        return min([of_machine, *(each for each in left if each is not None)])
+    return of_machine
+
+
+def _left_mb(group: Path) -> float | None:
+    """What a control group's limit leaves, in MB; None where it has none. Cached files give way, and do not count."""
+    for limit, used, cached in (("memory.max", "memory.current", "inactive_file"),
+                                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")):  # fmt: skip
+        if (group / limit).is_file() and (most := (group / limit).read_text(encoding="ascii").strip()) != "max":
+            held = int((group / used).read_text(encoding="ascii")) - _numbers(group / "memory.stat").get(cached, 0.0)
+            return max(0.0, (int(most) - held) / MB)
     return None

@@ -17,7 +17,7 @@ from ..prefilling.shape import Shape, causal_pairs
 from ..records.row import COLUMNS, Row, batches_are_draws, set_speedup
 from ..records.store import Record
 from . import load
-from .machine import device_name, manifest, pick_devices, software
+from .machine import device_name, manifest, pick_devices, resolved, software
 from .outcome import Outcome, Run
 from .process import CpuUse
 from .usage import add_cpu, add_memory, add_overhead, add_rates, add_usage, add_validity, least_seconds
@@ -46,7 +46,8 @@ def to_records(run: Run, made: dict[str, Any]) -> list[Record]:
 
 def failed_before_planning(config: Config, status: str, reason: str) -> list[Record]:
     """Rows for a configuration whose model could not even be looked at: settings, and no workload to name."""
-    c, devices = config, pick_devices(config.device, config.device_map)
+    devices = pick_devices(config.device, config.device_map)
+    c = config = resolved(config, devices[0])
     run = f"{c.dataset.name}-{c.model.name}-{c.metric}-{c.protocol}-b{c.batch_size}-{config_hash(c)[:8]}"
     made, rows = manifest(devices[0]), []
     for method in c.compared_methods:
@@ -68,6 +69,7 @@ def failed_before_planning(config: Config, status: str, reason: str) -> list[Rec
             num_prompts=c.num_prompts,
             seed=c.seed,
             device_name=device_name(*devices),
+            dtype=c.dtype,
             loadbit=c.loadbit,
             config_hash=config_hash(c),
             **software(),

@@ -119,7 +119,6 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             continue
         longest = [-lengths[batch].max() for batch in outcome.batches]
         hardest = np.argsort(longest, kind="stable")[: c.verify_batches]
-        outcome.verified_batches = set(hardest.tolist())
         chosen = [
             (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
         ]
@@ -134,6 +133,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
                 options = replace(plan.options, metric="ttft", keeps_logits=False)
                 asked = make_engine(model, outcome.method, options)
             outcome.verification = verify(model, chosen, asked, c.loadbit, c.generate_tokens)
+            outcome.verified_batches = set(hardest.tolist())
             if c.invariance:
                 outcome.invariance = invariance(asked, [prompts for prompts, _ in chosen])
         except (Missing, UserError) as error:
@@ -193,9 +193,11 @@ def _time(run: Run, counters: Counters) -> None:
                 gc.disable()
                 try:
                     memory.reset()
+                    unsettled = Compiled.now()
                     _settle(plan, outcome, timer)
                     memory.mark()
                     compiled, before, start = Compiled.now(), CpuTimes.now(), time.perf_counter()
+                    outcome.compiled += compiled - unsettled
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
                 except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -213,7 +215,8 @@ def _time(run: Run, counters: Counters) -> None:
                     outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), peak, cpu))
         for outcome in run.outcomes:
             outcome.reshuffled = None
-            if outcome.passes and not all(done.usage.valid for done in outcome.passes):
+            short = not all(done.usage.valid for done in outcome.passes)
+            if outcome.passes and short and not outcome.method.apart:
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
@@ -227,7 +230,7 @@ def _settle(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
     """
     if plan.device.type != "cuda" or outcome.method.serves:
         return
-    largest = max(range(len(outcome.batches)), key=lambda number: plan.prompts.lengths[outcome.batches[number]].sum())
+    largest = int(np.prod(outcome.shapes, axis=1).argmax())
     for number in range(len(outcome.batches)) if outcome.reshuffled else [largest]:
         timed_batch(plan, outcome, timer, *_batch(outcome, number))
 
@@ -246,9 +249,10 @@ def _find_kernels(run: Run) -> None:
         if not outcome.passes or outcome.method.apart or outcome.engine is None:
             continue
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
-        bins = outcome.bins[cheapest] if outcome.bins else None
-        prompts = plan.token_ids(outcome.batches[cheapest])
-        prefill = functools.partial(outcome.engine.prefill, prompts, NoTimer(), bins)
+        batch, bins = _batch(outcome, cheapest)
+        if outcome.served is not None:  # all that arrived is one batch to an engine that forms its own
+            batch = batch[: plan.config.batch_size]
+        prefill = functools.partial(outcome.engine.prefill, plan.token_ids(batch), NoTimer(), bins)
         outcome.kernel, outcome.attention_share = kernels.kernels_of(prefill, plan.device)
 
 
@@ -288,7 +292,7 @@ def _timed_pass(
             # The authors' loop gives a batch's results back only once it has those of the next.
             kept, done = (done if "keeps-last-batch" in plan.faults else None), None
             if share_s:  # of packing the whole dataset, which every batch must have waited for
-                phases["plan"] += share_s
+                phases["plan"] = phases.get("plan", 0.0) + share_s
             samples.append(store.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
         bar.update()
     del kept

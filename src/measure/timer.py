@@ -26,6 +26,8 @@ class PhaseTimer:
         self._events = self._cuda and len(devices) == 1
         self._phases: list[str] = []
         self._marks: list[Any] = []
+        self._kept: list[torch.cuda.Event] = []  # made once, as making one takes as long as recording it
+        self._stream: torch.cuda.Stream | None = None
         self._started_s = 0.0
         self.host_seconds = 0.0
 
@@ -33,8 +35,9 @@ class PhaseTimer:
         """Wait until the device is idle, then start the clock."""
         if self._synchronizes:
             self._synchronize()
-        self._phases, self._started_s = [], time.perf_counter()
-        self._marks = [self._mark()]
+        self._stream = torch.cuda.current_stream(self._devices[0]) if self._events else None
+        self._phases, self._marks, self._started_s = [], [], time.perf_counter()
+        self._marks.append(self._mark())
 
     def lap(self, phase: str) -> None:
         """End ``phase``, which began at the lap before (or at the start)."""
@@ -61,8 +64,10 @@ class PhaseTimer:
 
     def _mark(self) -> Any:
         if self._events:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._devices[0]))
+            if len(self._kept) == len(self._marks):
+                self._kept.append(torch.cuda.Event(enable_timing=True))
+            event = self._kept[len(self._marks)]
+            event.record(self._stream)
             return event
         if self._synchronizes:
             self._synchronize()

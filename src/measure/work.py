@@ -47,12 +47,15 @@ class Way:
         kernel: of attention, a name of ``KERNELS``.
         pack: how prompts are packed into bins.
         most: tokens that are computed at once; None: all of a batch.
+        pads_are_held: a cache that packed keys and values are scattered into holds its pads. On a CPU they are pages
+            that are never written, and hold nothing.
     """
 
     element_size: int
     kernel: str
     pack: Pack
     most: int | None = None
+    pads_are_held: bool = True
 
     @classmethod
     def of(cls, plan: Plan, method: Method | None = None) -> Way:
@@ -60,7 +63,8 @@ class Way:
         wanted = (method and method.attention) or plan.options.attention
         kernel = kernel_of(wanted, plan.device, plan.dtype).NAME
         most = most_at_once(plan.options.max_tokens, plan.device.type)
-        return cls(torch.empty((), dtype=plan.dtype).element_size(), kernel, plan.pack, most)
+        size = torch.empty((), dtype=plan.dtype).element_size()
+        return cls(size, kernel, plan.pack, most, plan.device.type != "cpu")
 
     def parts(self, method: Method, lengths: Sequence[int], bins: Bins | None = None) -> list[Part]:
         """What is computed at once of a batch of prompts of these lengths."""
@@ -77,7 +81,8 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     parts = way.parts(method, lengths, bins)
     k, computed = len(lengths), sum(part.computed_tokens for part in parts)
     of_layer = shape.layer_parameters / shape.layers
-    everywhere = shape.layer_parameters - of_layer + shape.kv_parameters  # weights that every position passes
+    # Weights that every position passes: of the last layer those of queries, too, which are computed at once with keys.
+    everywhere = shape.layer_parameters - of_layer + shape.query_parameters + shape.kv_parameters
     spans = [spans_of(part, lengths, method.packs, (shape.window,)) for part in parts]
     attention = [KERNELS[way.kernel].plan(each) for each in spans]
     zeroed, scattered = 0.0, 0.0
@@ -86,7 +91,7 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     return np.array(
         [
             shape.layers * len(parts),
-            2.0 * k * (shape.vocabulary + of_layer - shape.kv_parameters),
+            2.0 * k * (shape.vocabulary + shape.layer_parameters - everywhere),
             2.0 * computed * everywhere,
             4.0 * sum(made.pairs for made in attention) * shape.attention,
             sum(made.calls for made in attention) * shape.layers,
@@ -97,15 +102,12 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     )
 
 
-def memory_bytes(
-    shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None,
-    pads_are_held: bool = True,
-) -> float:  # fmt: skip
-    """Lower bound of the memory that a batch holds at once: weights, the KV cache, logits, activations.
+def memory_bytes(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None) -> float:
+    """Lower bound of the memory in bytes that a batch holds at once: weights, the KV cache, logits, activations.
 
     Args:
-        pads_are_held: a cache that packed keys and values are scattered into holds its pads (on a CPU they are pages
-            that are never written, and hold nothing).
+        lengths: tokens of each prompt of the batch.
+        bins: its bins, where the whole dataset was packed beforehand.
     """
     parts = way.parts(method, lengths, bins)
     hidden = shape.vocabulary / shape.vocab_size
@@ -114,7 +116,7 @@ def memory_bytes(
     activations = max(part.computed_tokens for part in parts) * of_token
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
     scattered = scatters(method, parts, shape.window is not None)
-    kept = sum(lengths) if scattered and not pads_are_held else len(lengths) * max(lengths)
+    kept = sum(lengths) if scattered and not way.pads_are_held else len(lengths) * max(lengths)
     return shape.bytes(1, kept, len(lengths), way.element_size) + way.element_size * activations
 
 
@@ -128,8 +130,9 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
     """Floating-point operations that a method computes in a pass; None for methods with an engine of their own.
 
     Under ``paper`` every position goes through all layers and to logits, and a query is multiplied by every key of its
-    row, seen or not; for the first token prepacking then computes one token of each prompt. Under ``modern`` it is what
-    the cost model counts; the model's own forward computes the whole last layer as well.
+    row, seen or not; prepacking leaves each prompt's last token out, and for the first token computes it then. Under
+    ``modern`` it is what the cost model counts; the model's own forward computes the whole last layer as well. What
+    fills up a line to the size of a CUDA graph is not counted.
     """
     if assignment.method.serves or assignment.method.engine:
         return None
@@ -138,15 +141,18 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
     total = 0.0
     for number, (batch, (rows, width)) in enumerate(zip(assignment.batches, assignment.shapes, strict=True)):
         lengths = plan.prompts.lengths[batch].tolist()
+        bins = assignment.bins[number] if assignment.bins else None
         if way is None:
+            if method.packs:
+                bins = bins or plan.pack(lengths, max(lengths))
+                width = max(sum(lengths[place] - 1 for place in bin_) for bin_ in bins)
             total += shape.operations(rows, width, rows * width)
             if method.packs and c.metric == "ttft":
                 total += sum(shape.operations(1, 1, 1) + 4.0 * (n - 1) * shape.attention for n in lengths)
             continue
-        bins = assignment.bins[number] if assignment.bins else None
         total += float(work_of(shape, method, lengths, way, bins)[COMPUTED].sum())
         if c.forward == "transformers":
             computed = sum(part.computed_tokens for part in way.parts(method, lengths, bins))
-            rest_of_layer = shape.layer_parameters / shape.layers - shape.kv_parameters
+            rest_of_layer = shape.layer_parameters / shape.layers - shape.query_parameters - shape.kv_parameters
             total += 2.0 * (computed - len(batch)) * rest_of_layer
     return total

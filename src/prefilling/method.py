@@ -97,7 +97,7 @@ class PrefillOptions:
             work for all methods: one forward without masks, logits at each prompt's last position, the first token
             read from them, every prompt's KV in a padded cache.
         pack: lengths and capacity to bins.
-        forward: ``fused`` or ``transformers``, of the modern protocol.
+        forward: ``fused``, ``compiled``, ``graphs`` or ``transformers``, of the modern protocol.
         max_tokens: of one forward; a batch of more is computed by parts of whole rows (padding-free: whole
             prompts); None: at once. Only under ``modern``.
         attention: the attention kernel, a name of ``attention.kernels``, or ``auto``; of the modern protocol.

@@ -21,9 +21,9 @@ class Shape:
     Attributes:
         layer_parameters: weights of all layers; vocabulary: hidden size times vocabulary; attention: layers times
             the heads' total width; kv_width: keys and values of one token, elements over all layers.
-        layers: their number; kv_parameters: weights of one layer's key and value projections; tied: the head is the
-            embedding; window: keys that a query sees at most, None where it sees all before it (a model whose layers
-            differ counts by the widest).
+        layers: their number; query_parameters, kv_parameters: weights of one layer's projections to queries, and to
+            keys and values; tied: the head is the embedding; window: keys that a query sees at most, None where it
+            sees all before it (a model whose layers differ counts by the widest).
     """
 
     layer_parameters: int
@@ -32,6 +32,7 @@ class Shape:
     attention: int
     kv_width: int
     layers: int
+    query_parameters: int
     kv_parameters: int
     tied: bool
     window: int | None
@@ -42,8 +43,8 @@ class Shape:
         hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        kv = 2 * hidden * head_dim * kv_heads
-        per_layer = 2 * hidden * head_dim * heads + kv + 3 * hidden * config.intermediate_size
+        queries, kv = hidden * head_dim * heads, 2 * hidden * head_dim * kv_heads
+        per_layer = 2 * queries + kv + 3 * hidden * config.intermediate_size
         return cls(
             layer_parameters=layers * per_layer,
             vocabulary=hidden * config.vocab_size,
@@ -51,6 +52,7 @@ class Shape:
             attention=layers * heads * head_dim,
             kv_width=2 * layers * kv_heads * head_dim,
             layers=layers,
+            query_parameters=queries,
             kv_parameters=kv,
             tied=bool(config.tie_word_embeddings),
             window=widest_of(windows_of(config)),

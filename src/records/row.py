@@ -64,7 +64,9 @@ class Row:
     numerics: str | None = _work("authors: steps and types of the authors' code, under paper; none: ours")
     sample: str | None = _work("authors: the prompts of their code, whatever the seed; none: drawn by the seed")
     packing: str | None = _way("bin-packing algorithm, for methods that pack")
-    forward: str | None = _way("fused or transformers: what computes a batch; none: a serving engine of its own")
+    forward: str | None = _way(
+        "fused, compiled, graphs or transformers: what computes a batch; none: a serving engine of its own"
+    )
     attention_asked: str | None = _way("attention kernel that was asked for; none: what auto takes")
     max_tokens_per_forward: int | None = _way("a batch of more tokens is computed by parts; none: it never is")
     attention: str | None = _origin("how attention is kept within prompts, and how rows are padded")

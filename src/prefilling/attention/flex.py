@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..passes import compiled_whole
 from .spans import Attention, Ints, Spans
 
 NAME = "flex"
 WORDS = "by segment, FlexAttention"
 BLOCK = 128  # tokens of a block of queries or keys, torch's own choice
 LONG = 2048  # from here on lines are padded to multiples of four blocks, so that there are fewer lengths to compile for
-COMPILED = 256  # lengths that are compiled for at most; torch's own limit is 8, and beyond it falls back without a word
 
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -123,13 +123,9 @@ def compiled(device: str) -> Any:
 
     Code for any length does not compile on CPUs where a line has more than one block (torch 2.13).
     """
-    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    if device != "cpu":
-        return torch.compile(flex_attention, dynamic=True)
-    config.recompile_limit = max(config.recompile_limit, COMPILED)
-    return torch.compile(flex_attention, dynamic=False)
+    return compiled_whole(flex_attention, dynamic=device != "cpu")
 
 
 def _block_mask(numbers: torch.Tensor, blocks: Blocks, window: int | None) -> Any:
