@@ -135,8 +135,8 @@ def coverage(regime: Regime, repeats: int, batches: int, trials: int, rng: np.ra
     hits = np.zeros(2)
     for _ in range(trials):
         base, other = regime.draw(rng, repeats, batches)
-        ratio = stats.speedup_interval(base, other, True, 0, RESAMPLES)
-        own = stats.mean_interval(other, True, 0, RESAMPLES)
+        ratio = stats.speedup_interval(base, other, True, RESAMPLES)
+        own = stats.mean_interval(other, True, RESAMPLES)
         hits += [ratio.low <= speedup <= ratio.high, own.low <= mean <= own.high]
     return float(hits[0] / trials), float(hits[1] / trials)
 

@@ -128,7 +128,7 @@ def print_whatever_there_is() -> None:
 
 @functools.cache
 def recorded() -> None:
-    """Remember that something was recorded, so that the message after Ctrl-C can say so."""
+    """Remember that something was recorded, so that the message after Ctrl-C can say so: a call fills the cache."""
 
 
 def guarded(main: Callable[[], Any]) -> int:
@@ -203,7 +203,7 @@ def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
             lines.append(f"  {field.name}={field.default!s:<12} {field.metadata.get('help', '')}")
         print("\n".join(lines))
         raise SystemExit(0)
-    known = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    known = {field.name: str(field.type) for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for argument in argv:
         name, given, _ = argument.partition("=")
         if not given:
@@ -212,7 +212,8 @@ def parse_arguments(schema: type[T], program: str, argv: list[str]) -> T:
                 "arguments have the form setting=value",
                 f"`{command_line(program)} --help` lists the settings",
             )
-        if name not in known:
+        first, dot, _ = name.partition(".")
+        if first not in known or (dot and "dict" not in known[first]):
             raise UserError(name, "there is no such setting", f"`{command_line(program)} --help` lists them all")
     merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(argv))
     return OmegaConf.to_object(merged)  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from . import config_load, places
+from . import config_under_load, places
 from .authors import meant
 from .cli import UserError
 
@@ -273,7 +273,7 @@ def check(config: Config) -> None:
     ):
         if not 0 <= seconds <= most:  # also refuses NaN
             raise UserError(setting, f"{seconds} s", f"give 0 (off) to {most} seconds")
-    config_load.check(config, Config(), SERVING)
+    config_under_load.check(config, Config(), SERVING)
     if config.batch_size > config.num_prompts:
         raise UserError(
             "batch_size",

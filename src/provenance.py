@@ -19,7 +19,7 @@ PACKAGES = (
     "accelerate", "mistral-common", "sentencepiece", "binpacking",
 )  # fmt: skip
 # What makes a figure: settings, statistics, prompts, methods, and the measuring of them.
-MEASURING_CODE = ("config.py", "config_load.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
+MEASURING_CODE = ("config.py", "config_under_load.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
 GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree carried without its repository; scripts/share.py checks it
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 

@@ -52,6 +52,8 @@ def main() -> int:
     if settings.launcher not in LAUNCHERS:
         raise UserError("launcher", f"unknown '{settings.launcher}'", f"choose one of {', '.join(LAUNCHERS)}")
     names = _names(settings)
+    if settings.slurm and settings.launcher != "slurm":
+        raise UserError("slurm", "has no effect here", "add launcher=slurm, or leave it out")
     if settings.launcher == "slurm":
         if settings.minutes is not None:
             raise UserError("minutes", "how long nodes take is not known here", "leave it out with launcher=slurm")

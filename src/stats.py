@@ -14,31 +14,29 @@ from numpy.typing import NDArray
 
 from .interval import FEW, Interval
 
-RESAMPLES = 9999
+RESAMPLES, SEED = 9999, 0  # of the bootstrap: equal samples give equal intervals
 CONFIDENCE = 0.95
 WIDEST = 2.0  # limit of a pivot, in Student's quantiles: a resample of few batches may have almost no spread
 OUTLIER_MADS = 3.0
 Seconds = NDArray[np.float64]
 # Of one run, the tables [repeats, batches] whose means an estimate multiplies (1) or divides by (-1), repeat by repeat.
-Run = list[tuple[int, Seconds]]
+SignedTables = list[tuple[int, Seconds]]
 
 
-def mean_interval(seconds: Seconds, batches_are_draws: bool, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def mean_interval(seconds: Seconds, batches_are_draws: bool, resamples: int = RESAMPLES) -> Interval:
     """Mean time of a batch with its interval, in seconds.
 
     Args:
         seconds: [repeats, batches].
         batches_are_draws: any batch could have been any other (shuffled prompts). Else, with prompts sorted by
             length, only repeats are draws.
-        seed, resamples: of the bootstrap.
+        resamples: of the bootstrap.
     """
     few = _few(seconds, batches_are_draws)
-    return _interval([[(1, seconds if batches_are_draws else seconds.mean(1, keepdims=True))]], few, seed, resamples)
+    return _interval([[(1, seconds if batches_are_draws else seconds.mean(1, keepdims=True))]], few, resamples)
 
 
-def speedup_interval(
-    base: Seconds, other: Seconds, same_batches: bool, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
+def speedup_interval(base: Seconds, other: Seconds, same_batches: bool, resamples: int = RESAMPLES) -> Interval:
     """How many times faster ``other`` is than ``base`` over the dataset: ratio of total times, with its interval.
 
     Args:
@@ -46,17 +44,15 @@ def speedup_interval(
         same_batches: column b of both is the same batch. Then repeats and batches are draws, and the interval also
             covers another draw of batches from the dataset. A method that reorders has other batches, none of which
             is a draw like any other: then only repeats are draws, and the interval is for this very dataset.
-        seed, resamples: of the bootstrap.
+        resamples: of the bootstrap.
     """
     few = _few(base, same_batches)
     if not same_batches:  # only the totals of a pass can be paired
         base, other = base.sum(1, keepdims=True), other.sum(1, keepdims=True)
-    return _interval([[(1, base), (-1, other)]], few, seed, resamples)
+    return _interval([[(1, base), (-1, other)]], few, resamples)
 
 
-def between_runs(
-    reference: Seconds, other: Seconds, same_batches: bool, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
+def between_runs(reference: Seconds, other: Seconds, same_batches: bool, resamples: int = RESAMPLES) -> Interval:
     """How many times faster a run is than a reference run, of another machine or another version.
 
     The batches of both are the same, so what batches differ by cancels as in ``speedup_interval``, and what they differ
@@ -68,26 +64,25 @@ def between_runs(
     Args:
         reference, other: [repeats, batches], the repeats of each its own.
         same_batches: as for ``speedup_interval``; False also allows different numbers of batches.
-        seed, resamples: of the bootstrap.
+        resamples: of the bootstrap.
     """
-    return _of_runs([[(1, reference)], [(-1, other)]], same_batches, seed, resamples)
+    return _of_runs([[(1, reference)], [(-1, other)]], same_batches, resamples)
 
 
 def speedup_between_runs(
     reference: tuple[Seconds, Seconds],
     other: tuple[Seconds, Seconds],
     same_batches: bool,
-    seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """A method's speedup over its baseline in a run, over that speedup in a reference run.
 
     Args:
         reference, other: baseline and method of a run, [repeats, batches] each, the same repeats side by side.
-        same_batches, seed, resamples: as for ``between_runs``.
+        same_batches, resamples: as for ``between_runs``.
     """
     runs = [[(sign, base), (-sign, own)] for sign, (base, own) in ((-1, reference), (1, other))]
-    return _of_runs(runs, same_batches, seed, resamples)
+    return _of_runs(runs, same_batches, resamples)
 
 
 def ratio_of_intervals(top: Interval, bottom: Interval) -> Interval:
@@ -141,11 +136,11 @@ def squared_errors(relative: Seconds) -> tuple[float, float]:
     return float(max(of_repeats - noise, 0.0)), float(of_batches)
 
 
-def _of_runs(runs: list[Run], same_batches: bool, seed: int, count: int) -> Interval:
+def _of_runs(runs: list[SignedTables], same_batches: bool, count: int) -> Interval:
     few = any(_few(table, same_batches) for run in runs for _, table in run)
     if not same_batches:
         runs = [[(sign, table.sum(1, keepdims=True)) for sign, table in run] for run in runs]
-    found = _interval(runs, few, seed, count)
+    found = _interval(runs, few, count)
     known = all(len(table) > 1 for run in runs for _, table in run)
     return found if known else Interval(found.value, np.nan, np.nan, few)
 
@@ -155,19 +150,20 @@ def _few(seconds: Seconds, batches_are_draws: bool) -> bool:
     return len(seconds) < 2 or seconds.shape[1 if batches_are_draws else 0] < FEW
 
 
-def _interval(runs: list[Run], few: bool, seed: int, count: int) -> Interval:
+def _interval(runs: list[SignedTables], few: bool, count: int) -> Interval:
     """95 % interval of a mean (one table), of a ratio of two, or of a ratio of ratios.
 
     log(truth / estimate) is taken for the sum of what each run's repeats and what batches may have done to the
     estimate, independent terms, each a standard error times a pivot; the interval holds the middle 95 % of ``count``
-    such sums.
+    such sums. The bootstrap's pivot is (resample - estimate) / error, and the truth lies to the estimate as the
+    estimate to its resamples, so that it is subtracted; Student's is symmetric, and its sign does not matter.
     """
     tables = [signed for run in runs for signed in run]
     value = _estimate([(sign, float(table.mean())) for sign, table in tables])
     batches = tables[0][1].shape[1]
     if batches < 2 and min(len(table) for _, table in tables) < 2:
         return Interval(value, np.nan, np.nan, few)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     away = np.zeros(count)
     for run in runs:
         repeats = len(run[0][1])
@@ -181,6 +177,7 @@ def _interval(runs: list[Run], few: bool, seed: int, count: int) -> Interval:
         pivots = _student(rng, batches - 1, count) if batches < FEW else _studentized(rng, tables, count)
         away -= error * pivots
     low, high = np.quantile(away, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    # A skewed pivot could else leave the estimate itself out of its interval.
     with np.errstate(over="ignore"):
         return Interval(value, value * float(np.exp(min(low, 0))), value * float(np.exp(max(high, 0))), few)
 
@@ -190,7 +187,7 @@ def _estimate(means: list[tuple[int, float]]) -> float:
     return float(np.prod(above) / np.prod(below))
 
 
-def _deviations(tables: Run) -> Seconds:
+def _deviations(tables: SignedTables) -> Seconds:
     """First-order effect of each entry on the log of the estimate, times the number of entries."""
     return np.sum([sign * (table / table.mean() - 1) for sign, table in tables], axis=0)
 
@@ -200,7 +197,7 @@ def _student(rng: np.random.Generator, df: int, count: int) -> Seconds:
     return rng.permutation(scipy.special.stdtrit(df, (np.arange(count) + 0.5) / count))
 
 
-def _studentized(rng: np.random.Generator, tables: Run, count: int) -> Seconds:
+def _studentized(rng: np.random.Generator, tables: SignedTables, count: int) -> Seconds:
     """(log estimate of a resample of batches - log estimate) / the resample's own standard error, [count].
 
     That estimate and standard error go together, both small where heavy batches are missing, is what it tells.

@@ -165,6 +165,8 @@ def test_bad_arguments_of_the_other_commands(call: Call, tmp_path: Path) -> None
             "result_dir=x",
             "result_dir: there is no such setting; `python -m src.report --help` lists them all",
         ),
+        (report.main, "results_dir.x=1", "results_dir.x: there is no such setting"),
+        (reproduce.main, "slurm.partition=gpu", "slurm: has no effect here; add launcher=slurm"),
         (report.main, "x", "x: arguments have the form setting=value"),
         (reproduce.main, "scale=huge", "scale: unknown 'huge'; choose one of auto, cpu, gpu"),
         (reproduce.main, "smoke=perhaps", "smoke: Value 'perhaps'"),

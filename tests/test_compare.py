@@ -76,10 +76,10 @@ def reasons(comparison: pairs.Comparison) -> set[tuple[str, str, str]]:
 @given(st.integers(1, 4), st.integers(1, 6), st.booleans(), st.floats(0.1, 10))
 def test_a_run_against_itself_is_1_and_never_a_regression(repeats: int, batches: int, same: bool, scale: float) -> None:
     seconds = np.random.default_rng(repeats * 10 + batches).uniform(1, 2, (repeats, batches))
-    itself = stats.between_runs(seconds, seconds, same, 0, 499)
+    itself = stats.between_runs(seconds, seconds, same, 499)
     assert itself.value == 1
     assert itself.verdict() == "inconclusive"
-    scaled = stats.between_runs(seconds, scale * seconds, same, 0, 499)
+    scaled = stats.between_runs(seconds, scale * seconds, same, 499)
     assert scaled.value == pytest.approx(1 / scale)
     if repeats > 1:
         assert scaled.low == pytest.approx(itself.low / scale)

@@ -19,6 +19,7 @@ from src.interval import Interval
 from src.jobs import largest_batch
 from src.jobs.experiments import experiments, small, sweep
 from src.jobs.searches import SEARCHES
+from src.jobs.trying import drive
 from src.measure.plan import prepare
 from src.measure.runner import measure as run
 from src.records import store
@@ -271,7 +272,7 @@ def test_the_search_ends_at_the_largest_batch_within_an_eighth(capacity: int, st
         tried.append(size)
         return "too few prompts" if size > prompts else "ok" if size <= capacity else "oom"
 
-    found, _ = largest_batch.walk(start, status)
+    found, _ = drive(largest_batch.sizes(start), status)
     assert found <= capacity
     assert len(tried) == len(set(tried)) <= 32
     failed = [size for size in tried if capacity < size <= prompts]

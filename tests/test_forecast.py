@@ -18,7 +18,7 @@ from src import reproduce
 from src.cli import UserError
 from src.compose import compose
 from src.config import Config, config_hash
-from src.jobs import apart, duration, largest_batch
+from src.jobs import apart, duration, largest_batch, trying
 from src.jobs.experiments import priority_of
 from src.jobs.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure.plan import Plan, prepare
@@ -215,7 +215,7 @@ def test_a_search_ends_where_the_next_size_does_not_fit(tmp_path: Path, monkeypa
         return plan.config.batch_size < 8
 
     for tried in ([2, 4, 8], [8]):  # the second call finds the first one's records
-        with pytest.raises(largest_batch.OutOfTime):
+        with pytest.raises(trying.OutOfTime):
             largest_batch.search(overrides, tmp_path, fits)
         assert sizes == tried
         sizes.clear()

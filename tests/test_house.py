@@ -27,7 +27,7 @@ from src.workload.profiles import FOLDER as PROFILE_DIR
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     "places": 0, "interval": 0, "authors": 0, "terminal": 0, "stats": 1, "cli": 1, "opening": 2, "hub": 2, "paper": 2,
-    "provenance": 2, "config_load": 2, "config": 3, "compose": 4, "workload": 4, "prefilling": 5, "records": 6,
+    "provenance": 2, "config_under_load": 2, "config": 3, "compose": 4, "workload": 4, "prefilling": 5, "records": 6,
     "queueing": 6, "measure": 7, "report": 8, "compare": 9, "jobs": 9, "advise": 10, "run": 10, "reproduce": 10,
     "demo": 10, "__main__": 11,
 }  # fmt: skip

@@ -20,9 +20,9 @@ from src.compare.page import table
 from src.compare.sources import Entry, Source
 from src.compose import compose
 from src.config import Config
-from src.jobs import largest_rate
+from src.jobs import largest_rate, trying
 from src.jobs.experiments import small, sweep
-from src.jobs.largest_batch import OutOfTime
+from src.jobs.trying import OutOfTime
 from src.measure import load
 from src.measure.plan import prepare
 from src.prefilling.method import Serving
@@ -325,7 +325,7 @@ def test_a_search_says_which_of_its_runs_are_invalid(
     row = row_at(1020, 0.5, "padding-free")
     row.valid = False
     monkeypatch.setattr(largest_rate, "_first_step", lambda _: 80)
-    monkeypatch.setattr(largest_rate.records, "read", lambda _: Record(row, {}, {}))
+    monkeypatch.setattr(trying.records, "read", lambda _: Record(row, {}, {}))
     monkeypatch.setattr(largest_rate, "became_of", lambda _: "hopeless")
     overrides = [*TINY_OVERRIDES, *LOADED, "slo_ms=60000", "method=padding-free", f"results_dir={tmp_path}"]
     largest_rate.search(overrides, tmp_path, measure=lambda _: None)

@@ -16,10 +16,9 @@ from conftest import fail_for
 from src.cli import UserError
 from src.compose import compose
 from src.config import Config
-from src.measure import runner
+from src.measure import memory_checks, runner
 from src.measure.plan import prepare
 from src.prefilling import published
-from src.prefilling import shape as estimate
 from src.records import store as records
 from src.records.store import Record
 
@@ -219,7 +218,8 @@ def test_within_a_limit_freed_memory_is_not_kept(measure: Measure, monkeypatch: 
 def test_a_batch_that_is_sure_not_to_fit_is_not_tried_on_a_cpu(
     measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate.Shape, "bytes", lambda self, rows, *_: rows * 2.0**20)
+    needed = {"full-batching": 4.0}
+    monkeypatch.setattr(memory_checks, "memory_bytes", lambda _, method, *__: needed.get(method.name, 1.0) * 2**20)
     monkeypatch.setattr("src.measure.process.available_mb", lambda: 3.0)
     found = by_method(measure(ALL))
     assert found["full-batching"].row.status == "oom"

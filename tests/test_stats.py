@@ -42,7 +42,7 @@ def test_a_method_against_itself_is_called_different_in_at_most_5_percent() -> N
         for repeats, batches in ((3, 8), (3, 40), (5, 16), (10, 8), (10, 40)):
             for _ in range(120):
                 base, other = regime.draw(rng, repeats, batches)
-                ratio = stats.speedup_interval(base / 2, other, True, 0, 499)
+                ratio = stats.speedup_interval(base / 2, other, True, 499)
                 found.append((ratio.verdict() != "inconclusive", ratio.verdict(0.01) != "inconclusive"))
         assert np.mean([with_floor for _, with_floor in found]) <= 0.05, "with the default noise floor"
     assert np.mean([without for found in wrong.values() for without, _ in found]) <= 0.05
@@ -72,9 +72,9 @@ def test_two_runs_over_the_same_batches_are_compared_with_the_drift_of_each() ->
         return costs * np.exp(rng.normal(0, 0.02, (repeats, 1)) + rng.normal(0, 0.02, (repeats, 16)))
 
     sizes = [(3, 3), (3, 10), (5, 5)]
-    found = [stats.between_runs(1.25 * run(a), run(b), True, 0, 499) for a, b in sizes for _ in range(100)]
+    found = [stats.between_runs(1.25 * run(a), run(b), True, 499) for a, b in sizes for _ in range(100)]
     assert 0.93 <= np.mean([interval.low <= 1.25 <= interval.high for interval in found]) <= 0.99
-    change = [stats.speedup_between_runs((run(3), run(3)), (2 * run(4), run(4)), True, 0, 499) for _ in range(100)]
+    change = [stats.speedup_between_runs((run(3), run(3)), (2 * run(4), run(4)), True, 499) for _ in range(100)]
     assert np.mean([interval.low <= 2 <= interval.high for interval in change]) >= 0.93
     assert np.median([interval.precision for interval in change]) < 0.15
 

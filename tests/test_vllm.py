@@ -124,8 +124,7 @@ def test_a_batch_is_served_and_timed_by_the_worker(start: Any, capfd: pytest.Cap
     assert done.first_tokens == [int(ids.sum()) % TINY["vocab_size"] for ids in prompts]
     assert (done.computed_tokens, set(phases)) == (sum(LENGTHS), {"forward"})
     assert 0.05 <= done.measured_seconds < phases["forward"]  # the pipe and JSON are not in it
-    assert engine.versions == {"vllm": "0.0-stand-in", "torch": "9.9"}
-    assert (engine.settings["max_num_batched_tokens"], engine.settings["threads"]) == (sum(LENGTHS), 1)
+    assert engine.attention == "its own (vllm 0.0-stand-in, torch 9.9)"
     engine.close()
     assert capfd.readouterr() == ("", "")  # its noise is not the user's
 

@@ -27,7 +27,7 @@ from ..measure.timer import PhaseTimer
 from ..measure.work import Way, memory_bytes, work_of
 from ..prefilling.engines import make_engine
 from ..prefilling.method import Engine, Method, TokenIds
-from ..prefilling.methods import METHODS
+from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
 from ..records import store as records
@@ -166,7 +166,7 @@ def samples_of(measured: Sequence[dict[str, Any]], plan: Plan, shape: Shape) -> 
 
 def _probe(bench: Bench, draw: Callable[[Sequence[int]], list[TokenIds]], seconds: float) -> float:
     """Seconds per computed token of full-batching, in batches grown until one takes a quarter of ``seconds``."""
-    method, length = METHODS["full-batching"], SHORTEST_PROMPT
+    method, length = METHODS[BASELINE], SHORTEST_PROMPT
     bench.seconds(method, draw([length] * 2))  # libraries load
     end_s = time.perf_counter() + seconds
     while True:

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..config import POLICIES, Config
 from ..interval import Interval
-from ..jobs.largest_batch import drive
 from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
+from ..jobs.trying import drive
 from ..measure.load import looked_at
 from ..measure.plan import Plan
 from ..measure.work import Way, work_of

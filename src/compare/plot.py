@@ -129,9 +129,9 @@ def _line(
     """A mark with its interval and value; what failed or is not known, in words."""
     if entry.seconds is None:
         status = entry.row.status if entry.row.status != "ok" else "no time"
-        _write(axes, status, place, x=1, color="#B00020", transform=axes.transData)
+        _write(axes, status, place, color="#B00020", transform=axes.transData)
     elif found is None:
-        _write(axes, "the baseline" if entry.row.method == baseline else "not known", place, x=1, color="0.45",
+        _write(axes, "the baseline" if entry.row.method == baseline else "not known", place, color="0.45",
                transform=axes.transData)  # fmt: skip
     else:
         if math.isfinite(found.low):
@@ -143,7 +143,7 @@ def _line(
         face = "white" if entry.row.valid is False else color
         axes.plot(found.value, place, marker, color=color, markerfacecolor=face, markersize=6)
         interval = "" if math.isfinite(found.low) or (baseline == "" and found.value == 1) else " (no interval)"
-        _write(axes, f"{found.value:.2f}x{interval}", place, x=1, color="black", transform=axes.get_yaxis_transform())
+        _write(axes, f"{found.value:.2f}x{interval}", place, color="black", transform=axes.get_yaxis_transform())
 
 
 def _cut(axes: Any, found: stats.Interval) -> tuple[bool, bool]:
@@ -152,8 +152,8 @@ def _cut(axes: Any, found: stats.Interval) -> tuple[bool, bool]:
     return found.low < lowest, found.high > highest
 
 
-def _write(axes: Any, text: str, place: float, x: float, color: str, transform: Any) -> None:
-    axes.annotate(text, (x, place), xycoords=transform, xytext=(6, 0), textcoords="offset points", va="center",
+def _write(axes: Any, text: str, place: float, color: str, transform: Any) -> None:
+    axes.annotate(text, (1, place), xycoords=transform, xytext=(6, 0), textcoords="offset points", va="center",
                   fontsize=9, color=color)  # fmt: skip
 
 

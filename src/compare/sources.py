@@ -85,7 +85,7 @@ def read_source(letter: str, typed: str) -> Source:
     if path.is_dir():
         for record in read_all(path):
             found.append(Entry(record.row, record))
-            for name, fact in _facts(record.manifest if isinstance(record.manifest, dict) else {}).items():
+            for name, fact in _facts(record.manifest).items():
                 facts[name][fact] = None
         if not found:
             raise UserError(typed, "no readable record below it", "name a folder that holds records, or a summary.csv")

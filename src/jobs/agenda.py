@@ -19,9 +19,9 @@ from .apart import BROKEN_OFF, run_apart
 from .duration import in_words
 from .experiments import priority_of
 from .forecast import Clock, Forecast
-from .largest_batch import OutOfTime
 from .progress import Progress
 from .searches import SEARCHES
+from .trying import OutOfTime
 
 OVERTIME = 0.15  # a comparison may exceed the given minutes by this share of them before it is ended
 NAMED = 4  # so many of the comparisons that are left out are listed, per experiment
@@ -51,7 +51,7 @@ class Task:
 
 
 def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str]) -> list[Task]:
-    """Every comparison once, in the order of the experiments.
+    """Every comparison of each experiment once, in the order of the experiments.
 
     Args:
         runs: by experiment the overrides of each of its runs.
@@ -89,7 +89,7 @@ def announcement(
     for name in names:
         every, ours = ([task for task in some if task.experiment == name] for some in (tasks, new))
         if not every:
-            lines.append(f"  {name}: its comparisons are among those of the others")
+            lines.append(f"  {name}: none of its comparisons can be measured here")
             continue
         counted = _counted(len(every), "search" if every[0].searches else "comparison")
         recorded = f", {len(every) - len(ours)} of them recorded already" if len(every) > len(ours) else ""

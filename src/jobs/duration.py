@@ -36,7 +36,7 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
     fixed_s += RATES_S[kind] if c.ideal and not c.under_load else 0.0
     operations = 0.0
     for assignment in [*plan.methods, *([plan.ideal] if plan.ideal else [])]:
-        if assignment.method.apart and not driver.installed():
+        if assignment.method.external and not driver.installed():
             continue
         batches = [
             shape.operations(*size, plan.logit_positions(*size, batch))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -16,18 +15,11 @@ from ..measure.gpus import gpus
 from ..measure.plan import Plan, prepare
 from ..measure.process import available_mb
 from ..prefilling.shape import Shape
-from ..records import store as records
 from .apart import run_apart
+from .trying import drive, tried
 
 GAP = 8  # the search ends when what fails is less than an eighth larger than what fits
 MOST = 16_384  # prompts; a method that still fits then is not searched further
-
-
-Answer = TypeVar("Answer")
-
-
-class OutOfTime(Exception):
-    """The next size does not fit into the time that is left; the search goes on from its records."""
 
 
 def sizes(first: int) -> Generator[int, str, tuple[int, int]]:
@@ -77,25 +69,10 @@ def search(
             config = compose([*overrides, f"methods=[{method}]", f"batch_size={size}"])[0]
             return _status(config, results_dir, may_start, measure)
 
-        fits, fails = walk(first.batch_size, status_of)
+        fits, fails = drive(sizes(first.batch_size), status_of)
         terminal.say(f"largest batch of {method}: {fits}" + (f" ({fails} fails)" if fails <= MOST else ""))
         found[method] = fits
     return found
-
-
-def walk(first: int, status_of: Callable[[int], str]) -> tuple[int, int]:
-    """Search with the answers of ``status_of``; returns what ``sizes`` does."""
-    return drive(sizes(first), status_of)
-
-
-def drive(tries: Generator[int, str, Answer], answer: Callable[[int], str]) -> Answer:
-    """Answer each try of a search until it ends; what it found."""
-    try:
-        tried = next(tries)
-        while True:
-            tried = tries.send(answer(tried))
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
 
 
 def _status(
@@ -107,14 +84,8 @@ def _status(
         if error.setting != "batch_size":
             raise
         return "too few prompts"
-    if plan.recorded() is None:
-        if not may_start(plan):
-            raise OutOfTime
-        measure(plan)
-    try:
-        return records.read(results_dir / plan.run_id(plan.methods[0].method)).row.status
-    except ValueError:  # it ended before it could write a row, and printed why
-        return "error"
+    row = tried(plan, results_dir, may_start, measure)
+    return "error" if row is None else row.status
 
 
 def seconds(plans: list[Plan], estimated: Callable[[Plan, float], float]) -> float:
@@ -129,14 +100,14 @@ def seconds(plans: list[Plan], estimated: Callable[[Plan, float], float]) -> flo
     total = 0.0
     for plan in plans:
         first, memory_mb = plan.config.batch_size, _memory_mb(plan)
-        tried: list[int] = []
+        asked: list[int] = []
 
-        def status_of(size: int, plan: Plan = plan, memory_mb: float = memory_mb, tried: list[int] = tried) -> str:
-            tried.append(size)
+        def status_of(size: int, plan: Plan = plan, memory_mb: float = memory_mb, asked: list[int] = asked) -> str:
+            asked.append(size)
             return "ok" if _needed_mb(plan, size) <= memory_mb else "oom"
 
-        walk(first, status_of)
-        total += sum(estimated(plan, size / first) for size in tried)
+        drive(sizes(first), status_of)
+        total += sum(estimated(plan, size / first) for size in asked)
     return total
 
 

@@ -18,11 +18,10 @@ from ..config import Config
 from ..measure.gpus import rate as matmul_rate
 from ..measure.plan import Plan, prepare, results_dir_of
 from ..prefilling.shape import Shape
-from ..records import store as records
 from ..records.row import Row
 from .apart import run_apart
 from .duration import REACHED
-from .largest_batch import OutOfTime, drive
+from .trying import drive, tried
 
 PER_DOUBLING = 8
 LOWEST, HIGHEST = -10 * PER_DOUBLING, 14 * PER_DOUBLING  # a prompt in a quarter of an hour, and 16,000 a second
@@ -130,14 +129,8 @@ def in_words(found: Found, slo_ms: float | None) -> str:
 def _try(
     overrides: list[str], results_dir: Path, may_start: Callable[[Plan], bool], measure: Callable[[Plan], object]
 ) -> str:
-    plan = prepare(compose(overrides)[0])
-    if plan.config.rerun or plan.recorded() is None:
-        if not may_start(plan):
-            raise OutOfTime
-        measure(plan)
-    try:
-        row = records.read(results_dir / plan.run_id(plan.methods[0].method)).row
-    except ValueError:  # it ended before it could write a row, and printed why
+    row = tried(prepare(compose(overrides)[0]), results_dir, may_start, measure)
+    if row is None:
         return FAILED
     if row.valid is False:
         warn(f"{row.method} at {row.rate:g} prompts a second is INVALID; the search goes by it all the same")

@@ -10,8 +10,8 @@ from typing import Any
 from ..measure.machine import device_name, machine_slug, pick_device
 from ..opening import open_page
 from ..records import store
-from ..report.build import RATIOS, report_on
-from ..report.comparison import ratio_table
+from ..report.build import report_on
+from ..report.comparison import RATIOS_IN_WORDS, ratio_table
 from ..report.ending import ending, terminal_width
 from . import agenda, cluster
 from .duration import in_words
@@ -61,7 +61,7 @@ def here(
     worst, left_out = agenda.measure(new, folder, forecast, clock)
     if any(name in RATIOS_OF for name in names):
         measured = [task.plans[0].recorded() or [] for task in tasks if task.experiment in RATIOS_OF]
-        print(f"\n{ratio_table(measured)}\n\n{RATIOS}", flush=True)
+        print(f"\n{ratio_table(measured)}\n\n{RATIOS_IN_WORDS}", flush=True)
     if left_out:
         print(f"\n{agenda.left_out_in_words(left_out)}", flush=True)
     if left_out and next(store.read_all(folder), None) is None:

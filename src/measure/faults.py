@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..cli import UserError
 from ..config import FAULT_NEEDS, FAULTS, REFERENCE
-from ..prefilling.method import Method
+from ..prefilling.method import Method, batches_of_bins
 from ..prefilling.packing import Bins
 from ..workload.batches import Batch, cut
 from ..workload.prompts import Prompts
@@ -61,11 +61,4 @@ def reshuffled(
             return list(batches), None
         return cut(rng.permutation(np.concatenate(list(batches))), batch_size), None
     members = [batch[bin_] for batch, of_batch in zip(batches, bins, strict=True) for bin_ in of_batch]
-    order = [members[index] for index in rng.permutation(len(members))]
-    shuffled, places = [], []
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ends = np.cumsum([len(bin_) for bin_ in chosen]).tolist()
-        shuffled.append(np.concatenate(chosen))
-        places.append([list(range(end - len(bin_), end)) for bin_, end in zip(chosen, ends, strict=True)])
-    return shuffled, places
+    return batches_of_bins([members[index] for index in rng.permutation(len(members))], batch_size)

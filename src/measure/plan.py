@@ -30,6 +30,7 @@ from ..workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
 from . import faults, machine
 
 ARRIVALS = 17  # so that arrivals are drawn apart from what else the seed draws
+# Of "batch", for then ``shape_of`` gives k prompts of the mean length, which is what the ideal computes.
 IDEAL = Method("ideal", rows="batch")
 
 

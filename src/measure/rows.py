@@ -190,15 +190,15 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
     if outcome.passes:
         _add_times(row, outcome, prompts.lengths, Shape.of(plan.source.config).window)
         kept = outcome.passes[-1:] if "last-run-only" in plan.faults else outcome.passes
-        if not method.apart:
+        if not method.external:
             add_memory(row, kept)
             add_overhead(row, plan, outcome)
         add_usage(row, outcome, kept)
         add_rates(row, run, outcome)
-        if method.apart:
+        if method.external:
             row.max_utilization_pct = row.mean_utilization_pct = None
         # A serving engine's process is another one by design, and a GPU does not wait for other processes on the CPU.
-        computes_here = plan.device.type == "cpu" and not method.apart
+        computes_here = plan.device.type == "cpu" and not method.external
         add_validity(row, outcome, tree_dirty, add_cpu(row, outcome) if computes_here else CpuUse())
         if "divide-twice" in plan.faults:
             row.seconds_per_prompt_mean = (row.seconds_per_prompt_mean or 0.0) / len(outcome.passes)
@@ -244,7 +244,7 @@ def _add_times(row: Row, outcome: Outcome, lengths: NDArray[np.int64], window: i
     row.useful_tokens_per_s = row.useful_tokens / pass_seconds
     row.computed_tokens = sum(sample["computed_tokens"] for sample in samples)
     row.padding_ratio = row.computed_tokens / row.useful_tokens
-    if not outcome.method.apart:  # the wall time holds the pipe to the other process, too
+    if not outcome.method.external:  # the wall time holds the pipe to the other process, too
         wall = sum(done.wall_seconds for done in outcome.passes)
         row.harness_overhead_pct = 100 * (1 - float(seconds.sum()) / wall)
     pairs = [sample["attention_pairs"] for sample in samples]

@@ -127,7 +127,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             outcome.engine = asked = _engine(plan, model, outcome)
             outcome.attention = outcome.engine.attention
             outcome.elementwise = getattr(outcome.engine, "elementwise", None)
-            if outcome.method.apart:  # its weights are its own: nothing to compare with
+            if outcome.method.external:  # its weights are its own: nothing to compare with
                 continue
             if not outcome.method.serves:
                 options = replace(plan.options, metric="ttft", keeps_logits=False)
@@ -216,7 +216,7 @@ def _time(run: Run, counters: Counters) -> None:
         for outcome in run.outcomes:
             outcome.reshuffled = None
             short = not all(done.usage.valid for done in outcome.passes)
-            if outcome.passes and short and not outcome.method.apart:
+            if outcome.passes and short and not outcome.method.external:
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
@@ -246,7 +246,7 @@ def _find_kernels(run: Run) -> None:
     """Profile each method's cheapest batch, once all is timed: a profiler may leave something that costs time."""
     plan = run.plan
     for outcome in run.timed:
-        if not outcome.passes or outcome.method.apart or outcome.engine is None:
+        if not outcome.passes or outcome.method.external or outcome.engine is None:
             continue
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
         batch, bins = _batch(outcome, cheapest)

@@ -38,7 +38,7 @@ def start_serving(
         vllm.driver.Missing, UserError: it cannot serve this model here.
         RuntimeError, MemoryError: it did not start.
     """
-    if method.apart:
+    if method.external:
         threads = torch.get_num_threads()
         return Vllm(model.config, model.dtype, model.device, batches, threads, asynchronous=as_they_come)
     return ContinuousBatching(model, batches)

@@ -27,7 +27,7 @@ from .attention.spans import Attention
 from .attention.within import within
 from .cache import new_cache
 from .freshness import State, hooks_of, state_of
-from .shape import windows_of
+from .shape import heads_of, windows_of
 
 # Tokens of a tile. Fewer than about 1,000 cost a CPU's products speed (256 of them: 8 % of llama-110m's prefill).
 TILE = {"cpu": 2048, "cuda": 65_536}
@@ -132,8 +132,7 @@ class FusedForward:
         config, decoder = model.config, model.get_decoder()
         self._embed, self._rotary, self._norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
         self.heads = config.num_attention_heads
-        self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.kv_heads, self.head_dim = heads_of(config)
         self._scale = self.head_dim**-0.5
         self._window = windows_of(config)[0]  # of all layers: the fused forward serves no mixed ones
         self._passes = passes.fastest(model.device, model.dtype)
@@ -238,8 +237,7 @@ class OwnForward:
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
         self.model = model
-        self.kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.kv_heads, self.head_dim = heads_of(config)
         self.num_layers = config.num_hidden_layers
 
     def computed_tokens(self, tokens: int) -> int:

@@ -159,7 +159,10 @@ class GraphForward:
         offsets.clamp_(max=bucket.tokens)
         ids, positions = torch.zeros((2, 1, bucket.tokens), dtype=torch.int64, device=device).unbind()
         last = torch.zeros(bucket.prompts, dtype=torch.int64, device=device)
-        made = Captured(ids, positions, replace(like, offsets=offsets, longest=bucket.longest), last, [], ids, int)
+        attention = replace(like, offsets=offsets, longest=bucket.longest)
+        # Its hidden states and its replay come with the capture below, which writes into the rest; ids and int are not
+        # they, but stand in their places until then.
+        made = Captured(ids, positions, attention, last, [], hidden=ids, replay=int)
 
         def keep(layer: int, kv: torch.Tensor) -> None:
             if layer == len(self._kv):

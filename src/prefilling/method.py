@@ -40,7 +40,7 @@ class Method:
             prompt), or ``batch`` (all prompts in one row, no padding).
         needs_dataset: an offline oracle, which needs all prompts before its first batch, and so has batches of its own.
         serves: a serving engine, which orders, batches and caches by rules of its own.
-        apart: a process of its own computes it, with weights of its own: nothing to verify it against, and counters of
+        external: another process computes it, with weights of its own: nothing to verify it against, and counters of
             this process do not see it.
         attention: its attention kernel, whatever the setting ``attention`` says; None: as that says.
         engine: makes the engine of a method that needs its own; None for the engines of this package.
@@ -50,7 +50,7 @@ class Method:
     rows: str = "prompt"
     needs_dataset: bool = False
     serves: bool = False
-    apart: bool = False
+    external: bool = False
     attention: str | None = None
     engine: Callable[[PreTrainedModel, PrefillOptions], Engine] | None = None
 
@@ -75,11 +75,23 @@ def dataset_bins(lengths: NDArray[np.int64], batch_size: int, pack: Pack) -> tup
     Returns:
         For each batch its prompts, and its bins as places within them.
     """
-    batches, places = [], []
     bins = pack(lengths.tolist(), int(lengths.max()))
+    return batches_of_bins([np.array(bin_, dtype=np.int64) for bin_ in bins], batch_size)
+
+
+def batches_of_bins(bins: Sequence[Batch], batch_size: int) -> tuple[list[Batch], list[Bins]]:
+    """Cut bins into batches of ``batch_size`` bins.
+
+    Args:
+        bins: the numbers of each bin's prompts.
+
+    Returns:
+        For each batch its prompts, and its bins as places within them.
+    """
+    batches, places = [], []
     for start in range(0, len(bins), batch_size):
         members = bins[start : start + batch_size]
-        batches.append(np.concatenate([np.array(bin_, dtype=np.int64) for bin_ in members]))
+        batches.append(np.concatenate(members))
         ends = np.cumsum([len(bin_) for bin_ in members]).tolist()
         places.append([list(range(end - len(bin_), end)) for bin_, end in zip(members, ends, strict=True)])
     return batches, places

@@ -36,7 +36,7 @@ METHODS = {
         Method("dataset-prepacking", rows="bin", needs_dataset=True),
         Method("padding-free", rows="batch"),
         Method("continuous-batching", rows="batch", serves=True),
-        Method("vllm", rows="batch", serves=True, apart=True),
+        Method("vllm", rows="batch", serves=True, external=True),
         *map(_added, ADDED),
     )
 }

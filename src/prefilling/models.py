@@ -18,7 +18,7 @@ from .. import hub
 from ..cli import UserError, ran_out_of_memory, warn
 from ..config import ModelConfig
 from . import gguf, identity, split
-from .shape import windows_of
+from .shape import heads_of, windows_of
 from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
 
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
@@ -298,7 +298,7 @@ def check_quantizable(source: ModelSource, loadbit: str, device: torch.device) -
         except Exception as error:  # a CUDA library that it lacks shows as RuntimeError or OSError
             raise UserError("loadbit", f"bitsandbytes cannot be used here ({error})", "use loadbit=none") from None
     config = source.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    _, head_dim = heads_of(config)
     sizes = {  # what its linear layers take in
         "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
         "num_attention_heads * head_dim": config.num_attention_heads * head_dim,

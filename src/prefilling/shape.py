@@ -41,8 +41,7 @@ class Shape:
     def of(cls, config: PretrainedConfig) -> Shape:
         """Read the shape of a Llama-like model."""
         hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or hidden // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        kv_heads, head_dim = heads_of(config)
         queries, kv = hidden * head_dim * heads, 2 * hidden * head_dim * kv_heads
         per_layer = 2 * queries + kv + 3 * hidden * config.intermediate_size
         return cls(
@@ -71,6 +70,13 @@ class Shape:
         """Lower bound of the memory that weights, KV and logits of a forward hold at once."""
         weights = self.layer_parameters + self.vocabulary
         return element_size * (weights + rows * width * self.kv_width + float(logit_positions) * self.vocab_size)
+
+
+def heads_of(config: PretrainedConfig) -> tuple[int, int]:
+    """Heads of keys and values, and the width of a head, which older configurations leave out."""
+    heads: int = config.num_attention_heads
+    kv_heads, head_dim = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+    return kv_heads or heads, head_dim or config.hidden_size // heads
 
 
 def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:

@@ -45,7 +45,7 @@ class Comparison:
         return [record.row for record in self.shown]
 
 
-Run = list[Record]  # what was measured in turns, in one process
+InTurns = list[Record]  # what was measured in turns, in one process
 
 
 def comparisons(records: Iterable[Record]) -> list[Comparison]:
@@ -55,10 +55,10 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
     shown beside the others: its speedup is over full-batching of another run, with an interval between runs, and its
     row says so.
     """
-    runs: dict[tuple[Path | None, str], Run] = defaultdict(list)
+    runs: dict[tuple[Path | None, str], InTurns] = defaultdict(list)
     for record in records:
         runs[record.folder and record.folder.parent, record.row.comparison_id].append(record)
-    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[InTurns]] = defaultdict(list)
     for run in runs.values():
         groups[_kind(run)].append(run)
     found = [_comparison(same) for same in groups.values()]
@@ -66,7 +66,7 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
     return sorted(found, key=lambda each: [str(getattr(each.rows[0], name)) for name in order])
 
 
-def _kind(run: Run) -> tuple[object, ...]:
+def _kind(run: InTurns) -> tuple[object, ...]:
     """Equal for runs that did the same work in the same way on the same machine, whatever their methods and packing."""
     # A serving engine has a forward of its own, and is shown beside the other methods whatever theirs is. A method with
     # an attention kernel of its own does not say what the others were asked for.
@@ -77,13 +77,13 @@ def _kind(run: Run) -> tuple[object, ...]:
     return (*key(row, WORK, MACHINE), row.forward or "fused", asked, *key(row, HOW, but=but))
 
 
-def _comparison(runs: list[Run]) -> Comparison:
+def _comparison(runs: list[InTurns]) -> Comparison:
     """One record a method: those of the run with most methods that may be relied upon, then those only others have.
 
     Ties go to the run with most methods measured, then to the newest.
     """
 
-    def rank(run: Run) -> tuple[int, int, str]:
+    def rank(run: InTurns) -> tuple[int, int, str]:
         return _usable([record.row for record in run])
 
     first = max(runs, key=rank)

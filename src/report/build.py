@@ -23,11 +23,6 @@ from .waiting import load_table
 
 OTHERS = "others"  # the section of measurements that are of no experiment; there is none where there are none
 MOST_PANELS = 12  # of the plot of comparisons: the newest
-RATIOS = (
-    "Of ideal: the fastest dense forward at hand (of older records transformers' own) over as many useful tokens in "
-    "prompts of equal length, timed in turns with the methods. Of limit: the least operations or bytes at this "
-    "machine's measured rates. An offline method (*) needs all prompts in advance."
-)
 
 
 @dataclass(frozen=True)

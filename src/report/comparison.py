@@ -15,6 +15,12 @@ from .cells import Column, Marked, Spread, as_markdown, estimate, fixed, make_ta
 from .words import UNITS, bullets, label, notes, starred, validity
 
 PER_PROMPT = "s / prompt, std over repeats"
+OVER_BASE, OTHER_RATIOS = "Over full-batching", ("Over length-ordered", "Of ideal", "Of limit")
+RATIOS_IN_WORDS = (
+    "Of ideal: the fastest dense forward at hand (of older records transformers' own) over as many useful tokens in "
+    "prompts of equal length, timed in turns with the methods. Of limit: the least operations or bytes at this "
+    "machine's measured rates. An offline method (*) needs all prompts in advance."
+)
 OPERATIONS, ENERGY = "Useful TFLOP/s (of rate)", "J / 1,000 useful tokens"
 
 
@@ -121,7 +127,7 @@ def ratio_table(groups: Iterable[Sequence[Record]]) -> str:
     rows = [row for row in rows if row.protocol == "modern" and not row.faults]
     columns = [
         Column("Model, type, prompts"), Column("batch"), Column("method"),
-        *ratio_columns("over full-batching", "over length-ordered", "of ideal", "of limit"), *cost_columns(rows),
+        *ratio_columns(), *cost_columns(rows),
         Column("s / batch", fixed(3)), Column("ms / prompt", significant),
     ]  # fmt: skip
     body = []
@@ -129,24 +135,23 @@ def ratio_table(groups: Iterable[Sequence[Record]]) -> str:
         what = {"Model, type, prompts": f"{row.model}, {row.dtype}, {row.dataset}", "batch": row.batch_size,
                 "method": starred(row)}  # fmt: skip
         if row.status != "ok":
-            body.append(what | {"over full-batching": row.status})
+            body.append(what | {OVER_BASE: row.status})
             continue
-        ratios = ratios_of(row, "over full-batching", "over length-ordered", "of ideal", "of limit")
-        body.append(
-            what | ratios | costs_of(row, columns) | {"s / batch": per_batch(row), "ms / prompt": per_prompt(row)}
-        )
+        times_of = {"s / batch": per_batch(row), "ms / prompt": per_prompt(row)}
+        body.append(what | ratios_of(row) | costs_of(row, columns) | times_of)
     return as_markdown(make_table(columns, body, ()))
 
 
-def ratio_columns(*labels: str) -> list[Column]:
-    """Columns of a row's time as ratios: over full-batching, over length-ordered, of the ideal, of the limit."""
-    return [Column(each, show) for each, show in zip(labels, (times, times, estimate(), fixed(2)), strict=True)]
+def ratio_columns() -> list[Column]:
+    """Columns of a row's time as ratios."""
+    shown = (times, times, estimate(), fixed(2))
+    return [Column(name, show) for name, show in zip((OVER_BASE, *OTHER_RATIOS), shown, strict=True)]
 
 
-def ratios_of(row: Row, *labels: str) -> dict[str, Any]:
+def ratios_of(row: Row) -> dict[str, Any]:
     """A row's cells of ``ratio_columns``."""
     ordered, ideal = row.interval("speedup_over_length_ordered"), row.interval("fraction_of_ideal")
-    return dict(zip(labels, (speedup(row), ordered, ideal, row.fraction_of_limit), strict=True))
+    return dict(zip((OVER_BASE, *OTHER_RATIOS), (speedup(row), ordered, ideal, row.fraction_of_limit), strict=True))
 
 
 def cost_columns(rows: Iterable[Row]) -> list[Column]:

@@ -20,7 +20,6 @@ from .words import notes as notes_of
 Found = list[Methods]  # of each comparison the methods, in the order of the table
 # What a comparison is of.
 KIND = ("dataset", "model", "loadbit", "dtype", "longest_prompt_tokens", "batch_size", "num_prompts", "forward")
-LABELS = ("Over full-batching", "Over length-ordered", "Of ideal", "Of limit")
 # What a panel shows of each method: its column, and what the axis is called.
 RATIOS = {"speedup_over_full_batching": "speedup over full-batching", "fraction_of_ideal": "fraction of ideal"}
 USEFUL = "useful_tflop_per_s"
@@ -45,13 +44,13 @@ def table(found: Found) -> Table:
     rows = [row for methods in found for row in methods.values()]
     columns = [
         Column("Method"), Column("Dataset"), Column("Model, type"), Column("Batch"), Column("Longest (tokens)"),
-        Column("s / batch", fixed(3)), Column("ms / prompt", significant), *ratio_columns(*LABELS),
+        Column("s / batch", fixed(3)), Column("ms / prompt", significant), *ratio_columns(),
         *cost_columns(rows),
     ]  # fmt: skip
     body = [
         {"Method": starred(row), "Dataset": row.dataset, "Model, type": f"{model_name(row)}, {row.dtype}",
          "Batch": row.batch_size, "Longest (tokens)": row.longest_prompt_tokens, "s / batch": per_batch(row),
-         "ms / prompt": per_prompt(row), **ratios_of(row, *LABELS), **costs_of(row, columns)}
+         "ms / prompt": per_prompt(row), **ratios_of(row), **costs_of(row, columns)}
         for row in rows
     ]  # fmt: skip
     return make_table(columns, body, [[row.run_id] for row in rows])

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from .. import paper
 from ..interval import Interval
-from ..prefilling.methods import method_of
+from ..prefilling.methods import BASELINE, method_of
 from ..records.row import Row
 from ..records.store import Record
 from .cells import significant, tells
@@ -99,7 +99,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         axes.barh(place, mean, edgecolor="black", linewidth=0.6, height=0.62, **STYLE[row.method])
         whisker(axes, place, row.interval("seconds_per_batch_mean"), across=True)
         faster = row.speedup_over_full_batching
-        text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != "full-batching" else "")
+        text = f"{mean:.3g} s" + (f"  ({faster:.2f}x)" if faster and row.method != BASELINE else "")
         axes.annotate(text, (mean, place), xytext=(6, 9), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

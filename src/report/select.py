@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from ..interval import Interval
 from ..paper import CUT_AT, DATASETS
+from ..prefilling.methods import BASELINE
 from ..records.row import Row
 from ..records.store import Record
 from .words import MODELS
 
-BASE, PACKED, ORDERED, WHOLE = "full-batching", "prepacking", "length-ordered", "dataset-prepacking"
+BASE, PACKED, ORDERED, WHOLE = BASELINE, "prepacking", "length-ordered", "dataset-prepacking"
 
 
 def clean(records: Iterable[Record], **where: object) -> list[Row]:

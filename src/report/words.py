@@ -97,7 +97,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         lines.append("† too few averaging windows for a utilization, or no counter")
     if any(found and found.few for row in rows for found in map(row.interval, INTERVALS)):
         lines.append(FEW)
-    if any(row.status == "ok" and method_of(row.method).apart for row in rows):
+    if any(row.status == "ok" and method_of(row.method).external for row in rows):
         lines.append("vllm is not verified: its weights are its own, random and of the same shape")
     if any(row.speedup_across_runs for row in rows):
         lines.append("§ over full-batching of another run, with the interval between runs (docs/measuring.md)")

@@ -17,7 +17,7 @@ from .select import BASE, ORDERED, PACKED, memory_of, memory_ratio
 from .words import UNITS
 
 PADDING_FREE = "padding-free"
-Run = dict[str, Record]  # of one comparison, by method, what was measured in turns
+ByMethod = dict[str, Record]  # of one comparison, by method, what was measured in turns
 NOTHING = "not measured"
 
 
@@ -63,12 +63,12 @@ def left_out(records: Sequence[Record]) -> str:
     return f"{len(invalid)} of {len(runs)} comparisons left out as INVALID"
 
 
-def _every_run(records: Sequence[Record]) -> list[Run]:
+def _every_run(records: Sequence[Record]) -> list[ByMethod]:
     """The comparisons that prepacking was measured in, with what else was measured in them.
 
     None of them is under load, where batches form by themselves and differ from method to method.
     """
-    found: dict[str, Run] = defaultdict(dict)
+    found: dict[str, ByMethod] = defaultdict(dict)
     for record in records:
         row = record.row
         if row.status == "ok" and not (row.faults or row.speedup_across_runs or row.arrivals):
@@ -76,31 +76,31 @@ def _every_run(records: Sequence[Record]) -> list[Run]:
     return [run for run in found.values() if PACKED in run and len(run) > 1]
 
 
-def _runs(records: Sequence[Record]) -> list[Run]:
+def _runs(records: Sequence[Record]) -> list[ByMethod]:
     """Those that nothing speaks against; all of them where something speaks against each."""
     every = _every_run(records)
     return [run for run in every if _relied_upon(run)] or every
 
 
-def _relied_upon(run: Run) -> bool:
+def _relied_upon(run: ByMethod) -> bool:
     return all(record.row.valid is not False for record in run.values())
 
 
-def _over(runs: Sequence[Run], method: str, ratio: Callable[[Run], Interval | None]) -> list[Ratio]:
+def _over(runs: Sequence[ByMethod], method: str, ratio: Callable[[ByMethod], Interval | None]) -> list[Ratio]:
     """The ratio in each comparison that has both methods."""
     found = [(ratio(run), run[PACKED].row) for run in runs if method in run]
     return [Ratio(value, row) for value, row in found if value is not None]
 
 
-def _over_full_batching(run: Run) -> Interval | None:
+def _over_full_batching(run: ByMethod) -> Interval | None:
     return run[PACKED].row.interval("speedup_over_full_batching")
 
 
-def _over_length_ordered(run: Run) -> Interval | None:
+def _over_length_ordered(run: ByMethod) -> Interval | None:
     return run[PACKED].row.interval("speedup_over_length_ordered")
 
 
-def _over_padding_free(run: Run) -> Interval | None:
+def _over_padding_free(run: ByMethod) -> Interval | None:
     """No column has it, so it comes from the samples; both methods have the same batches."""
     free, packed = run[PADDING_FREE].whole_seconds(), run[PACKED].whole_seconds()
     if free is None or packed is None or free.shape != packed.shape:
@@ -108,7 +108,7 @@ def _over_padding_free(run: Run) -> Interval | None:
     return stats.speedup_interval(free, packed, same_batches=True)
 
 
-def _in_memory(run: Run) -> Interval | None:
+def _in_memory(run: ByMethod) -> Interval | None:
     """Peak memory, which has no interval: it is the largest of a run."""
     found = memory_ratio(run[BASE].row, run[PACKED].row)
     return None if found is None else Interval(found, found, found)

@@ -80,7 +80,10 @@ class Attention(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> Attention:
-        """A copy on the device; transfers do not wait."""
+        """A copy on the device; transfers do not wait.
+
+        In a model that is split, accelerate calls this before each layer, so that what ``made`` made moves along.
+        """
 
     def made(self) -> Attention:
         """With what is made on the device, a mask for example; by most kernels nothing is."""

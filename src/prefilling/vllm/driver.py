@@ -51,9 +51,7 @@ class Vllm:
     of them keeps a core busy for a second after a batch, while other methods are timed.
 
     Attributes:
-        attention: not known from outside.
-        versions: of ``vllm`` and its ``torch``.
-        settings: what was set, for the record.
+        attention: not known from outside; names its versions.
     """
 
     attention = "vLLM's own"
@@ -85,7 +83,7 @@ class Vllm:
         """
         self._process: subprocess.Popen[bytes] | None = None
         self._timeout_s = timeout_s
-        self.settings = _options(config, dtype, device, batches)
+        options = _options(config, dtype, device, batches)
         python = _python()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, what vLLM prints; closed in close()
         self._process = subprocess.Popen(
@@ -99,17 +97,15 @@ class Vllm:
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
         try:
-            shape = _as_json(config, self.settings["max_model_len"])
-            setup = {"config": shape, "options": self.settings, "asynchronous": asynchronous}
+            shape = _as_json(config, options["max_model_len"])
+            setup = {"config": shape, "options": options, "asynchronous": asynchronous}
             ready = self._ask(setup, start_timeout_s)
-            self.versions = {name: str(ready[name]) for name in ("vllm", "torch")}
-            self.attention = f"its own (vllm {self.versions['vllm']}, torch {self.versions['torch']})"
+            self.attention = f"its own (vllm {ready['vllm']}, torch {ready['torch']})"
         except KeyError:
             raise self._failed("it answered in another format") from None
         except BaseException:
             self.close()
             raise
-        self.settings |= {"threads": threads}
 
     def prefill(self, prompts: Sequence[TokenIds], t: Timer, bins: Bins | None = None) -> Prefilled:
         """Serve one batch. ``forward`` is all of its time, as the worker read it: ``measured_seconds``.

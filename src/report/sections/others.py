@@ -16,10 +16,9 @@ PLACE = 99
 TITLE = "Other measurements"
 LEAD = "What was measured by itself, for no experiment, each comparison's methods together."
 TAKES = (None,)
-LABELS = ("Over full-batching", "Over length-ordered", "Of ideal", "Of limit")
 COLUMNS = (
     Column("Dataset"), Column("Model, type"), Column("Metric"), Column("Protocol"), Column("Batch"), Column("Prompts"),
-    Column("Method"), Column("s / batch", fixed(3)), Column("ms / prompt", significant), *ratio_columns(*LABELS),
+    Column("Method"), Column("s / batch", fixed(3)), Column("ms / prompt", significant), *ratio_columns(),
     Column("Peak memory (MB)", fixed(0), "n/a"),
 )  # fmt: skip
 Found = list[Row]
@@ -35,7 +34,7 @@ def table(found: Found) -> Table:
     body = [
         {"Dataset": row.dataset, "Model, type": f"{model_name(row)}, {row.dtype}", "Metric": UNITS[row.metric],
          "Protocol": row.protocol, "Batch": row.batch_size, "Prompts": row.num_prompts, "Method": starred(row),
-         "s / batch": per_batch(row), "ms / prompt": per_prompt(row), **ratios_of(row, *LABELS),
+         "s / batch": per_batch(row), "ms / prompt": per_prompt(row), **ratios_of(row),
          "Peak memory (MB)": row.peak_memory_mb}
         for row in found
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...records.groups import Methods
 from ...records.store import Record
+from ..comparison import RATIOS_IN_WORDS
 from ..methods_as_ratios import Found, claims, figure, select_comparisons, table
 from ..methods_as_ratios import notes as notes_of
 from ..select import BASE, clean
@@ -15,12 +16,7 @@ __all__ = ["LEAD", "PLACE", "TITLE", "claims", "figure", "notes", "select", "tab
 
 PLACE = 10
 TITLE = "What prepacking is worth today"
-LEAD = (
-    "All methods do identical work (protocol modern, TTFT) over the same prompts, in turns. Of ideal: the fastest "
-    "dense forward at hand (of older records transformers' own) over as many useful tokens in prompts of equal length. "
-    "Of limit: the least operations or bytes at this machine's measured rates. An offline method (*) needs all prompts "
-    "in advance."
-)
+LEAD = f"All methods do identical work (protocol modern, TTFT) over the same prompts, in turns. {RATIOS_IN_WORDS}"
 
 
 def select(records: Sequence[Record]) -> Found:
