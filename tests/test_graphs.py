@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from src.cli import UserError
 from src.measure.compiling import Compiled
 from src.measure.verify import verify
-from src.prefilling import graphs, modern
+from src.prefilling import graphs, modern, passes
 from src.prefilling.attention import flex, segments, varlen
 from src.prefilling.attention.spans import Spans
 from src.prefilling.engines import make_engine
@@ -168,6 +168,18 @@ def test_compiled_passes_give_what_prompts_alone_give(family: str, monkeypatch: 
     engine = make_engine(MODELS[family], METHODS["padding-free"], PrefillOptions("ttft", forward="compiled"))
     batches = [(draw_prompts(lengths), None) for lengths in ([40, 3, 17, 9], [100, 1, 5], [1])]
     assert verify(MODELS[family], batches, engine, "none").problem is None
+
+
+@pytest.mark.skipif(flex.missing(torch.device("cpu"), torch.float32) is not None, reason="needs a C++ compiler")
+def test_what_cannot_be_compiled_is_an_error_and_not_slower_code_of_the_same_name() -> None:
+    from torch._dynamo import config
+
+    doubled = passes.compiled_whole(lambda x: 2 * x, dynamic=False)
+    assert config.recompile_limit >= passes.MOST_COMPILED
+    with config.patch(recompile_limit=1):
+        assert doubled(torch.ones(2)).tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="recompile|fullgraph"):
+            doubled(torch.ones(3))
 
 
 @pytest.mark.gpu
