@@ -97,6 +97,16 @@ def compiled_whole(function: Callable[..., Any], dynamic: bool) -> Any:
         dynamic: compile for sizes of any length; else for each size anew.
     """
     from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
 
     config.recompile_limit = max(config.recompile_limit, MOST_COMPILED)
-    return torch.compile(function, dynamic=dynamic, fullgraph=True)
+    made = torch.compile(function, dynamic=dynamic, fullgraph=True)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return made(*arguments, **named)
+        except FailOnRecompileLimitHit as error:  # alone among torch's errors of compiling it is no RuntimeError
+            problem = f"compiled {config.recompile_limit} times already, and not for these sizes"
+            raise RuntimeError(problem) from error
+
+    return call
