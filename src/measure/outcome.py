@@ -90,6 +90,10 @@ class Outcome:
         """Seconds of each sample, [repeats, batches]."""
         return np.array([[sample["seconds"] for sample in done.samples] for done in self.passes])
 
+    def computes_unseen(self, device: str) -> bool:
+        """Whether counters do not see what it does: those of a CPU are this process's, those of a GPU the card's."""
+        return self.method.external and device == "cpu"
+
     def fail(self, status: str, reason: str) -> None:
         """Take the method out of the comparison; it keeps a row that says why."""
         self.status, self.reason, self.passes = status, reason, []

@@ -195,8 +195,9 @@ def _row(run: Run, outcome: Outcome, measured: dict[str, Outcome], tree_dirty: b
             add_overhead(row, plan, outcome)
         add_usage(row, outcome, kept)
         add_rates(row, run, outcome)
-        if method.external:
-            row.max_utilization_pct = row.mean_utilization_pct = None
+        if outcome.computes_unseen(plan.device.type):
+            row.max_utilization_pct = row.mean_utilization_pct = row.utilization_valid = None  # no counter
+            row.max_utilization_std_pct = row.mean_utilization_std_pct = None
         # A serving engine's process is another one by design, and a GPU does not wait for other processes on the CPU.
         computes_here = plan.device.type == "cpu" and not method.external
         add_validity(row, outcome, tree_dirty, add_cpu(row, outcome) if computes_here else CpuUse())

@@ -216,7 +216,7 @@ def _time(run: Run, counters: Counters) -> None:
         for outcome in run.outcomes:
             outcome.reshuffled = None
             short = not all(done.usage.valid for done in outcome.passes)
-            if outcome.passes and short and not outcome.method.external:
+            if outcome.passes and short and not outcome.computes_unseen(plan.device.type):
                 outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
     if sampler.failure:
         warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")

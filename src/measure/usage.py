@@ -157,7 +157,7 @@ def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None, cpu: CpuUs
     rising = [usage.rising_sm_clock_mhz for usage in passes if usage.rising_sm_clock_mhz is not None]
     seen = Evidence(
         pass_seconds=outcome.seconds.sum(1).tolist(),
-        utilization_valid=bool(row.utilization_valid),
+        utilization_valid=row.utilization_valid is not False,  # None: no counter could have seen it
         sm_clocks_mhz=(min(low), max(high)) if low and high else None,
         rising_clock_mhz=min(rising, default=None),
         throttle_reasons=_throttled(_spans(outcome)),
