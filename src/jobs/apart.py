@@ -195,7 +195,7 @@ def _write_failures(pending: Path, status: str, reason: str, config: Config) -> 
     except (OSError, ValueError):
         warn(f"{', '.join(config.compared_methods)}: {status}, {reason}, before prompts were loaded: there is no row")
         return
-    results_dir = Path(content["results_dir"])
+    results_dir, failed = Path(content["results_dir"]), []
     for fields in content["records"]:
         record = Record(Row(**fields.pop("row")), **fields)
         record.row.status = content.get("status", status)
@@ -204,7 +204,8 @@ def _write_failures(pending: Path, status: str, reason: str, config: Config) -> 
         with contextlib.suppress(ValueError):
             if store.read(results_dir / record.row.run_id).row.status == "ok":
                 continue
-        store.write(record, results_dir)
+        failed.append(record)
+    store.write_each(failed, results_dir)
 
 
 def _kernel_oom_kills() -> int:

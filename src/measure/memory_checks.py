@@ -47,9 +47,9 @@ def _least_bytes(plan: Plan, outcome: Outcome) -> float:
     shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
     bits = {"none": 8 * size, "4": 4, "8": 8}[plan.config.loadbit]
     saved = shape.layer_parameters * max(0.0, size - bits / 8)  # by weights of fewer bits
-    lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
     if plan.config.protocol == "paper":  # every row is as wide as the widest, with logits at all positions
         return max(shape.bytes(rows, width, rows * width, size) for rows, width in outcome.shapes) - saved
+    lengths = [plan.prompts.lengths[batch].tolist() for batch in outcome.batches]
     if outcome.method.serves or outcome.method.engine:  # what an engine holds beside useful tokens is its own choice
         return max(shape.bytes(1, sum(each), len(each), size) for each in lengths) - saved
     most = most_at_once(plan.options.max_tokens, plan.device.type)

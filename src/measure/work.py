@@ -80,9 +80,6 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     """
     parts = way.parts(method, lengths, bins)
     k, computed = len(lengths), sum(part.computed_tokens for part in parts)
-    of_layer = shape.layer_parameters / shape.layers
-    # Weights that every position passes: of the last layer those of queries, too, which are computed at once with keys.
-    everywhere = shape.layer_parameters - of_layer + shape.query_parameters + shape.kv_parameters
     spans = [spans_of(part, lengths, method.packs, (shape.window,)) for part in parts]
     attention = [KERNELS[way.kernel].plan(each) for each in spans]
     zeroed, scattered = 0.0, 0.0
@@ -91,8 +88,8 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
     return np.array(
         [
             shape.layers * len(parts),
-            2.0 * k * (shape.vocabulary + shape.layer_parameters - everywhere),
-            2.0 * computed * everywhere,
+            2.0 * k * (shape.vocabulary + shape.rest_of_last_layer),
+            2.0 * computed * (shape.layer_parameters - shape.rest_of_last_layer),
             4.0 * sum(made.pairs for made in attention) * shape.attention,
             sum(made.calls for made in attention) * shape.layers,
             sum(made.gathered for made in attention) * (shape.attention + shape.kv_width) * way.element_size,
@@ -153,6 +150,5 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
         total += float(work_of(shape, method, lengths, way, bins)[COMPUTED].sum())
         if c.forward == "transformers":
             computed = sum(part.computed_tokens for part in way.parts(method, lengths, bins))
-            rest_of_layer = shape.layer_parameters / shape.layers - shape.query_parameters - shape.kv_parameters
-            total += 2.0 * (computed - len(batch)) * rest_of_layer
+            total += 2.0 * (computed - len(batch)) * shape.rest_of_last_layer
     return total

@@ -57,6 +57,11 @@ class Shape:
             window=widest_of(windows_of(config)),
         )
 
+    @property
+    def rest_of_last_layer(self) -> float:
+        """Weights that the fused forward passes at last positions only: of the last layer all but those of Q, K, V."""
+        return self.layer_parameters / self.layers - self.query_parameters - self.kv_parameters
+
     def operations(self, rows: int, width: int, logit_positions: int) -> float:
         """Floating-point operations of a dense forward over [rows, width]."""
         tokens = rows * width

@@ -117,9 +117,14 @@ def sections_of(records: Sequence[Record]) -> dict[str, list[Section]]:
     for machine in sorted(set(names.values())):
         own = [record for record in records if names[record.row.run_id] == machine]
         made = [make(module, own) for module in modules()]
-        tested = any(record.row.experiment for record in own)
+        tested = _of_experiments(own)
         found[machine] = [section for section in made if len(section.table) or (tested and section.name != OTHERS)]
     return found
+
+
+def _of_experiments(records: Sequence[Record]) -> bool:
+    """Whether any was measured for an experiment."""
+    return any(record.row.experiment for record in records)
 
 
 def _folder_of(machine: str, by_machine: dict[str, list[Section]], folder: Path) -> Path:
@@ -148,8 +153,9 @@ def _write(
         ]
         of_experiments = [section for section in sections if section.name != OTHERS]
         measured = sum(bool(len(section.table)) for section in of_experiments)
-        subtitle = f"{measured} of {len(of_experiments)} experiments were run, {len(records)} records."
-        if not any(record.row.experiment for record in records):
+        if _of_experiments(records):
+            subtitle = f"{measured} of {len(of_experiments)} experiments were run, {len(records)} records."
+        else:
             subtitle = f"{len(records)} records, each measured by itself and for no experiment."
         page.write_report(f"Prefill on {device}", subtitle, sections, list(zip(places, records, strict=True)), folder)
     groups_of.summary(groups).to_csv(draft / "summary.csv", index=False)
