@@ -23,7 +23,7 @@ import jsonschema
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.provenance import code_hash
+from src.provenance import EARLIER_CODE, EARLIER_FILES, code_hash
 from src.records import schema
 from src.records import store as records
 from src.records.row import Row
@@ -149,16 +149,20 @@ def _check_commit(manifest: dict[str, Any]) -> Iterator[str]:
     if not manifest.get("git_commit_given") or not (ROOT / ".git").exists():
         return
     commit = str(manifest.get("git_commit"))
-    there = code_hash_of(commit)
+    there = code_hashes_of(commit)
     if there is None:
         yield f"its commit {commit[:12]} was given, and is not in this repository: fetch it to check it"
-    elif there != manifest.get("code_hash"):
-        yield f"its commit {commit[:12]} was given, and has other code: {there}, not {manifest.get('code_hash')}"
+    elif manifest.get("code_hash") not in there:
+        yield f"its commit {commit[:12]} was given, and has other code: {there[0]}, not {manifest.get('code_hash')}"
 
 
 @functools.cache
-def code_hash_of(commit: str) -> str | None:
-    """``code_hash`` of a commit of this checkout's repository; None where it has no such commit."""
+def code_hashes_of(commit: str) -> tuple[str, str] | None:
+    """``code_hash`` of a commit of this checkout's repository, by today's rule and by that of earlier records.
+
+    Returns:
+        None where the repository has no such commit.
+    """
     if not re.fullmatch("[0-9a-f]{40}", commit):  # so that it is no option of git's
         return None
     done = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "src"], capture_output=True)
@@ -167,7 +171,8 @@ def code_hash_of(commit: str) -> str | None:
     with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
             tar.extractall(folder, filter="data")
-        return code_hash(Path(folder) / "src")
+        package = Path(folder) / "src"
+        return code_hash(package), code_hash(package, EARLIER_CODE, EARLIER_FILES)
 
 
 def _read_samples(path: Path) -> Seconds:

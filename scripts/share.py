@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from record_checks import ALL_FILES, Found, check_folder, code_hash_of, folders_of
+from record_checks import ALL_FILES, Found, check_folder, code_hashes_of, folders_of
 
 from src.cli import Parser, UserError, guarded
 from src.measure.validity import CHANGED_TREE
@@ -165,11 +165,11 @@ def commit(typed: str, name: str) -> int:
     changed = {folder: content for folder, content in every.items() if content["manifest"].get("git_dirty")}
     if not changed:
         raise UserError(typed, "holds no record of a changed tree", "name the folder of a machine below results/")
-    if (there := code_hash_of(name)) is None:
+    if (there := code_hashes_of(name)) is None:
         raise UserError(plain(name), "is no commit of this repository", "give its 40 hex digits; fetch it first")
-    if other := {str(content["manifest"].get("code_hash")) for content in changed.values()} - {there}:
+    if other := {str(content["manifest"].get("code_hash")) for content in changed.values()} - {*there}:
         raise UserError(
-            name, f"its code is {there}; what measured is {', '.join(sorted(other))}", "give another commit"
+            name, f"its code is {there[0]}; what measured is {', '.join(sorted(other))}", "give another commit"
         )
     for folder, content in changed.items():
         row, made = content["row"], content["manifest"]
@@ -180,7 +180,7 @@ def commit(typed: str, name: str) -> int:
             reasons = [reason for reason in row["invalid_reasons"].split("; ") if reason != CHANGED_TREE]
             row["invalid_reasons"], row["valid"] = "; ".join(reasons) or None, not reasons
         records.write_json(folder / records.RECORD_FILE, content)
-    print(f"{len(changed)} records are of {name[:12]}, which has their code ({there})")
+    print(f"{len(changed)} records are of {name[:12]}, which has their code")
     return 0
 
 

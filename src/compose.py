@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from . import places
 from .authors import meant
 from .cli import UserError
-from .config import CONFIG_DIR, Config, DatasetConfig, ModelConfig, check
+from .config import CONFIG_DIR, Config, DatasetConfig, ModelConfig
+from .config_checks import check
 
 
 def register_schemas() -> None:
@@ -60,23 +61,31 @@ def where_installed(package: str, here: Any, elsewhere: Any) -> Any:
     return here if all(importlib.util.find_spec(name) for name in (package, "gguf")) else elsewhere
 
 
-def compose(overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
-    """Compose configs/config.yaml with ``overrides``, outside of a Hydra application.
-
-    Returns:
-        The validated configuration, and the sweep an experiment file asks for (``{"metric": "prefill,ttft"}``).
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose configs/config.yaml with ``overrides``, outside of a Hydra application, and check the outcome.
 
     Raises:
         HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
     """
+    composed = _composed(overrides)
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return typed(composed)
+
+
+def sweep_of(overrides: Sequence[str]) -> dict[str, str]:
+    """What an experiment's file asks to be swept (``{"metric": "prefill,ttft"}``).
+
+    Nothing else of it is checked: its settings may go together only once a value of the sweep is chosen.
+    """
+    return {str(key): str(value) for key, value in (_composed(overrides).hydra.sweeper.params or {}).items()}
+
+
+def _composed(overrides: Sequence[str]) -> Any:
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        composed = hydra_compose("config", list(overrides), return_hydra_config=True)
-        sweep = {str(key): str(value) for key, value in (composed.hydra.sweeper.params or {}).items()}
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return typed(composed), sweep
+        return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
 def typed(composed: Any) -> Config:

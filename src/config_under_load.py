@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
 from .cli import UserError
+from .config import SERVING, Config
 
 ONLY_UNDER_LOAD = (
     "rate",
@@ -24,17 +22,13 @@ OF_ARRIVALS = {"burstiness": "gamma", "trace": "trace"}
 OF_POLICY = {"token_budget": "token-budget", "lookahead": "lookahead", "buckets": "buckets", "ageing": "shortest-first"}
 
 
-def check(config: Any, default: Any, serving: Collection[str]) -> None:
+def check(config: Config) -> None:
     """See that what says how prompts arrive and who is served next can be done.
-
-    Args:
-        config: a ``Config``, which is further up and calls this.
-        default: one in which nothing was changed.
-        serving: the methods that are serving engines.
 
     Raises:
         UserError: the first setting that is wrong.
     """
+    default = Config()
     changed = [name for name in ONLY_UNDER_LOAD if getattr(config, name) != getattr(default, name)]
     if not config.under_load:
         if changed:
@@ -83,9 +77,5 @@ def check(config: Any, default: Any, serving: Collection[str]) -> None:
     ):
         if wrong:
             raise UserError(setting, f"{getattr(config, setting)} does not go with arrivals={config.arrivals}", remedy)
-    if config.clock != "real" and (served := set(config.compared_methods) & set(serving)):
+    if config.clock != "real" and (served := set(config.compared_methods) & set(SERVING)):
         raise UserError("clock", f"{sorted(served)[0]} serves in real time only", "use clock=real, or leave it out")
-    for name in config.compared_methods:
-        if name in ("length-ordered", "dataset-prepacking"):
-            problem = f"{name} needs all prompts before its first batch, and they have not arrived"
-            raise UserError("method", problem, "use policy=lookahead with full-batching or prepacking")

@@ -31,7 +31,7 @@ def main() -> int:
         if number is not None and number < 1:
             raise UserError(name, f"{number}", "give a whole number of 1 or more")
     path = settings.model.endswith(".gguf")
-    config, _ = compose([f"model.path='{settings.model}'" if path else f"model={settings.model}"])
+    config = compose([f"model.path='{settings.model}'" if path else f"model={settings.model}"])
     lines = shipped_lines("mmlu")
     questions = [" ".join(json.loads(lines[number])["question"].split()) for number in QUESTIONS]
 

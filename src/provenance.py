@@ -18,23 +18,31 @@ PACKAGES = (
     "torch", "transformers", "datasets", "bitsandbytes", "nvidia-ml-py", "pandas", "hydra-core", "numpy", "scipy",
     "accelerate", "mistral-common", "sentencepiece", "binpacking",
 )  # fmt: skip
-# What makes a figure: settings, statistics, prompts, methods, and the measuring of them.
-MEASURING_CODE = ("config.py", "config_under_load.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
+# What makes a figure: settings, statistics, prompts, methods, who is served next, and the measuring of them.
+MEASURING_CODE = ("config.py", "interval.py", "stats.py", "workload", "prefilling", "queueing", "measure")
+MEASURING_FILES = ("*.py", "*.csv", "*.cpp")
+# By this rule the records made until November 2026 were hashed: without policies and without kernels in C++.
+EARLIER_CODE = ("config.py", "config_under_load.py", "interval.py", "stats.py", "workload", "prefilling", "measure")
+EARLIER_FILES = ("*.py", "*.csv")
 GIVEN_COMMIT = "PREPACK_BENCH_COMMIT"  # of a tree carried without its repository; scripts/share.py checks it
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks, of the repository that runs them
 
 
 @functools.cache
-def code_hash(package: Path = PACKAGE) -> str:
+def code_hash(
+    package: Path = PACKAGE, parts: tuple[str, ...] = MEASURING_CODE, files: tuple[str, ...] = MEASURING_FILES
+) -> str:
     """12 hex digits over every source file that makes a figure: a change of any other measures nothing anew.
 
     Args:
         package: the folder ``src`` of a tree, by default the one that runs.
+        parts: its files and folders that count, in this order.
+        files: patterns of the files that count within a folder.
     """
     digest = hashlib.sha256()
-    for part in MEASURING_CODE:
+    for part in parts:
         path = package / part
-        for file in [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.csv")]):
+        for file in [path] if path.is_file() else sorted(file for each in files for file in path.rglob(each)):
             name = file.relative_to(package).as_posix()  # the same, whatever the package is installed as
             digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

@@ -130,7 +130,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., Config]:
     """Compose the shipped configuration onto a tiny model and a temporary results folder."""
 
     def make(*overrides: str) -> Config:
-        return compose([*TINY_OVERRIDES, f"results_dir={tmp_path / 'results'}", *overrides])[0]
+        return compose([*TINY_OVERRIDES, f"results_dir={tmp_path / 'results'}", *overrides])
 
     return make
 

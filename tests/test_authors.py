@@ -25,7 +25,7 @@ def test_the_commands_of_the_authors_readme_are_answered_with_ours(typed: str, c
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     said, _, command = err.strip().partition("; type python -m src.run ")
     assert said == "error: --metric: settings have no dashes"
-    config = compose(command.split())[0]
+    config = compose(command.split())
     assert (config.loadbit, config.batch_size) == COMMANDS[typed]
     assert config.methods == ["prepacking", "dataset-prepacking", "full-batching", "length-ordered"]
     assert (config.model.name, config.dataset.name, config.metric) == ("llama2-1.3b", "mmlu", "prefill")
@@ -66,6 +66,6 @@ def test_every_name_that_is_told_is_one_of_ours() -> None:
         known = models if setting == "model" else CHOICES[setting if setting != "methods" else "method"]
         assert set(names.values()) <= set(known)
         assert not set(names) & set(known)
-    config = vars(compose([])[0])
+    config = vars(compose([]))
     assert set(SETTINGS.values()) <= set(config)
     assert not set(SETTINGS) & set(config)

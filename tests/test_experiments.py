@@ -63,7 +63,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
             overrides = [f"experiment={name}", "scale=cpu", *TINY_OVERRIDES, "repeats=1", "batch_size=16", *few]
             if name == "scaling":
                 overrides.append("num_prompts=${batch_size}")
-            run(prepare(compose([*overrides, f"results_dir={results}", *one.split()])[0]))
+            run(prepare(compose([*overrides, f"results_dir={results}", *one.split()])))
     return list(store.read_all(results))
 
 
@@ -78,7 +78,7 @@ def sections(records: list[Record]) -> dict[str, Section]:
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_an_experiment_has_a_size_for_each_scale_and_a_smoke_run_of_a_few_prompts(name: str, scale: str) -> None:
     runs = sweep(name, [f"scale={scale}", "results_dir=nowhere"])
-    first, last = (compose(one)[0] for one in (runs[0], runs[-1]))
+    first, last = (compose(one) for one in (runs[0], runs[-1]))
     for config in (first, last):
         assert config.model.name.startswith(("llama-", "smollm2-") if scale == "cpu" else ("llama2-", "mistral-"))
         if scale == "cpu":
@@ -86,7 +86,7 @@ def test_an_experiment_has_a_size_for_each_scale_and_a_smoke_run_of_a_few_prompt
             assert config.dataset.source in ("profile", "shipped") or name in WITHOUT_A_PLACE
     assert len(runs) == len({tuple(one) for one in runs})
     (one,) = small(runs)
-    config, whole = compose(one)[0], first
+    config, whole = compose(one), first
     assert (config.num_prompts, config.batch_size, config.repeats, config.dataset.source) == (8, 4, 2, "profile")
     assert config.isolate == (scale == "gpu")  # as in earnest, where a process opens the GPU
     assert config.model.name == ("llama-110m" if scale == "gpu" else whole.model.name)
@@ -141,7 +141,7 @@ def test_what_was_not_run_is_said_and_not_drawn(module: Any) -> None:
 
 
 def test_every_section_is_of_an_experiment_and_takes_the_records_of_experiments() -> None:
-    named = {compose([f"experiment={name}"])[0].experiment for name in NAMES}
+    named = {compose([f"experiment={name}"]).experiment for name in NAMES}
     shown = [module for module in modules() if name_of(module) != "others"]
     for module in shown:
         assert name_of(module) in NAMES

@@ -73,6 +73,34 @@ def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Re
 
 
 @pytest.mark.slow
+def test_an_added_experiment_is_reproduced_as_the_guide_says(measured: tuple[Path, list[Record]]) -> None:
+    tree = measured[0].parent
+    done = subprocess.run(
+        [sys.executable, "-m", "src.reproduce", "experiment=chat_today", "scale=cpu", "results_dir=reproduced",
+         "smoke=true"],
+        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {record.row.method for record in read_all(tree / "reproduced")}
+    assert made == {"full-batching", "longest-first", "one-by-one"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["longest-first", "length-ordered", "length-ordered+dense"])
+def test_an_added_method_that_needs_all_prompts_serves_no_arrivals(
+    method: str, measured: tuple[Path, list[Record]]
+) -> None:
+    tree = measured[0].parent
+    done = subprocess.run(
+        [sys.executable, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
+         f"method={method}", "rate=500", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=offline"],
+        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    line = f"error: method: {method} needs all prompts before its first batch, and they have not arrived"
+    assert (done.returncode, done.stderr.splitlines()[-1].split(";")[0]) == (2, line)
+
+
+@pytest.mark.slow
 def test_a_policy_is_found_by_its_file(measured: tuple[Path, list[Record]]) -> None:
     tree = measured[0].parent
     done = subprocess.run(

@@ -182,7 +182,7 @@ def test_keeps_last_batch_holds_logits_and_kv_until_the_next_batch_is_done(
 def test_the_published_memory_is_that_of_two_batches() -> None:
     """Simulated over samples of 1,000 MMLU prompts, as sizes of float16 logits, their float32 copy, and float16 KV."""
     lengths, _ = read_profile("mmlu")
-    shape = Shape.of(find_model(compose(["model=llama2-1.3b", "model.weights=random"])[0].model).config)
+    shape = Shape.of(find_model(compose(["model=llama2-1.3b", "model.weights=random"]).model).config)
     weights = (
         0.56 * shape.layer_parameters + 4 * shape.vocabulary
     )  # 4 bits and their scales; embedding and head in float16

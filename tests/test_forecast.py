@@ -120,8 +120,8 @@ def test_the_place_of_an_experiment_changes_no_measurement(tiny_config: Callable
     config = tiny_config()
     assert config_hash(replace(config, priority={"any": 3})) == config_hash(config)
     assert priority_of(config) > priority_of(replace(config, priority={"any": 3}))
-    seven = compose(["experiment=today", "scale=gpu", "model=llama2-7b"])[0]
-    smaller = compose(["experiment=today", "scale=gpu", "model=llama2-1.3b"])[0]
+    seven = compose(["experiment=today", "scale=gpu", "model=llama2-7b"])
+    smaller = compose(["experiment=today", "scale=gpu", "model=llama2-1.3b"])
     assert priority_of(seven) > priority_of(smaller)
 
 

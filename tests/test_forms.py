@@ -179,9 +179,9 @@ def test_several_files_and_patterns_are_read_in_their_order(tmp_path: Path) -> N
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((FILES / "messages.jsonl").read_bytes())))
-    config, _ = compose(["dataset=file", "dataset.path=-"])
+    config = compose(["dataset=file", "dataset.path=-"])
     assert config.dataset.name == "standard-input"
-    config, _ = compose(["dataset=file", "dataset.path=-"])  # a second configuration of the same command has it, too
+    config = compose(["dataset=file", "dataset.path=-"])  # a second configuration of the same command has it, too
     assert len(load(config.dataset.path).token_ids) == 3
 
 

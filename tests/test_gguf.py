@@ -92,7 +92,7 @@ def test_a_local_file_is_measured_with_its_own_weights_and_tokenizer(tmp_path: P
 
 def test_a_package_is_found_without_importing_it_and_its_files_hash_is_recorded(package: Path) -> None:
     file = write_gguf(package / "tiny.gguf")
-    config, _ = compose(["model=smollm2-135m", "model.package=tiny_gguf_package"])
+    config = compose(["model=smollm2-135m", "model.package=tiny_gguf_package"])
     assert config.model.name == "tiny_gguf_package"
     source = find_model(config.model)
     assert (source.weights, source.gguf, source.config.hidden_size) == ("package", "tiny.gguf", 32)
@@ -110,7 +110,7 @@ def test_a_package_is_found_without_importing_it_and_its_files_hash_is_recorded(
 def test_what_is_missing_is_said_in_a_line(package: Path, tmp_path: Path, call: Any) -> None:
     def error(*settings: str) -> str:
         with pytest.raises(UserError) as refused:
-            find_model(compose(list(settings))[0].model)
+            find_model(compose(list(settings)).model)
         return str(refused.value)
 
     absent = error("model=smollm2-135m", "model.package=no_such_package")

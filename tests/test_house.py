@@ -27,9 +27,9 @@ from src.workload.profiles import FOLDER as PROFILE_DIR
 # A file imports only from floors below its own, or from its own folder.
 FLOORS = {
     "places": 0, "interval": 0, "authors": 0, "terminal": 0, "stats": 1, "cli": 1, "opening": 2, "hub": 2, "paper": 2,
-    "provenance": 2, "config_under_load": 2, "config": 3, "compose": 4, "workload": 4, "prefilling": 5, "records": 6,
-    "queueing": 6, "measure": 7, "report": 8, "compare": 9, "jobs": 9, "advise": 10, "run": 10, "reproduce": 10,
-    "demo": 10, "__main__": 11,
+    "provenance": 2, "config": 3, "config_under_load": 4, "config_checks": 5, "compose": 6, "workload": 6,
+    "prefilling": 7, "records": 8, "queueing": 8, "measure": 9, "report": 10, "compare": 11, "jobs": 11, "advise": 12,
+    "run": 12, "reproduce": 12, "demo": 12, "__main__": 13,
 }  # fmt: skip
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -57,6 +57,14 @@ def test_a_file_imports_only_from_floors_below(path: Path) -> None:
         if module.startswith("src."):
             room = module.split(".")[1]
             assert room == parts[0] or FLOORS[room] < FLOORS[parts[0]], f"{path} imports {module}"
+
+
+def test_no_file_imports_the_package_by_the_name_that_it_has_in_a_checkout_only() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.split(".")[0] for name in named} & {"src", "prepack_bench"}, path
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -119,7 +127,7 @@ def test_names_at_the_edge_are_the_names_inside() -> None:
 )
 def test_every_shipped_yaml_composes(path: Path) -> None:
     needs = ["dataset.path=prompts.jsonl"] if path.stem == "file" else []
-    config, _ = compose([f"{path.parent.name}={path.stem}", *needs])
+    config = compose([f"{path.parent.name}={path.stem}", *needs])
     if path.parent.name in {"model", "dataset"}:
         assert getattr(config, path.parent.name).name == ("prompts.jsonl" if needs else path.stem)
 
@@ -133,7 +141,7 @@ def test_every_shipped_dataset_is_measured_on_a_tiny_model(name: str, measure: C
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("model/*.yaml")))
 def test_every_shipped_model_is_measured_at_a_small_size(name: str, measure: Callable[..., list[Record]]) -> None:
-    family = compose([f"model={name}"])[0].model.architecture["model_type"]
+    family = compose([f"model={name}"]).model.architecture["model_type"]
     small = [f"++model.architecture.{key}={value}" for key, value in (FAMILIES[family] | {"head_dim": 8}).items()]
     (record,) = measure(f"model={name}", f"model.name={name}", *small, "repeats=1")
     assert (record.row.status, record.row.model) == ("ok", f"own-{name}")

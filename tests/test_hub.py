@@ -29,7 +29,7 @@ import contextlib, copy, io, json, os, sys, time
 from src import cli, compose, hub
 from src.jobs import worker
 common, cases = json.load(sys.stdin)
-base = compose.compose(common)[0]
+base = compose.compose(common)
 for typed, environment in cases:
     cli.warn.cache_clear()
     os.environ.update(environment)

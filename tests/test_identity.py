@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from src import compose as composing
 from src import config as settings
-from src import places, stats
+from src import places, provenance, stats
 from src.cli import UserError
 from src.compare import pairs
 from src.compare.sources import read_source
@@ -31,6 +32,7 @@ from src.measure.outcome import Run
 from src.measure.plan import prepare
 from src.measure.rows import to_records
 from src.measure.runner import measure as run
+from src.places import PACKAGE
 from src.prefilling import identity
 from src.prefilling.models import find_model
 from src.records import groups as aggregate
@@ -60,7 +62,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 
 def of_folder(folder: Path, results: Path, *overrides: str) -> list[Record]:
     kept = [one for one in TINY_OVERRIDES if not one.startswith(("model.", "++model."))]
-    config, _ = compose([*kept, f"model.path={folder}", f"results_dir={results}", *overrides])
+    config = compose([*kept, f"model.path={folder}", f"results_dir={results}", *overrides])
     return run(prepare(config))
 
 
@@ -261,7 +263,7 @@ def test_a_new_setting_keeps_records_apart_by_itself(monkeypatch: pytest.MonkeyP
     for module in (settings, composing):
         monkeypatch.setattr(module, "Config", Wider)
     for tile in ("64", "128"):
-        made = compose([*TINY_OVERRIDES, f"results_dir={tmp_path / tile}", f"tile={tile}", "method=prepacking"])[0]
+        made = compose([*TINY_OVERRIDES, f"results_dir={tmp_path / tile}", f"tile={tile}", "method=prepacking"])
         run(prepare(made))
     rows = [record.row for record in records.read_all(tmp_path)]
     assert sorted(str(row.other_settings) for row in rows) == ["None", "tile=128"], "the default is as before it was"
@@ -332,7 +334,7 @@ def test_a_record_of_before_these_columns_is_completed_from_what_it_holds() -> N
     folder = next(path for path in sorted(shipped.glob("prepacking-mmlu-llama-15m-*-modern-*")))
     row = records.read(folder).row
     assert (row.torch_version, row.torch_threads, row.max_tokens_per_forward) == ("2.13.0+cpu", 2, 32768)
-    assert row.model_hash == find_model(compose(["model=llama-15m", "model.weights=random"])[0].model).identity
+    assert row.model_hash == find_model(compose(["model=llama-15m", "model.weights=random"]).model).identity
 
 
 CPU = {"model name": "AMD EPYC", "cpu family": "25", "flags": "fpu avx avx2 fma"}
@@ -384,7 +386,7 @@ def test_the_folder_of_a_machine_tells_what_its_name_tells() -> None:
     ],
 )
 def test_prompts_of_ones_own_have_a_name_of_their_own(typed: str, name: str, source: str) -> None:
-    config, _ = compose(typed.split())
+    config = compose(typed.split())
     assert (config.dataset.name, config.dataset.source) == (name, source)
     assert name == "mmlu" or config.dataset.profile not in {"mmlu", "rlhf", "azure-conv"}
 
@@ -430,12 +432,12 @@ def test_what_is_shipped_is_comparable_with_what_the_main_job_measures(tmp_path:
     ("path", "name"), [("/x/llama-15m", "own-llama-15m"), ("me/llama2-7b", "own-llama2-7b"), ("/x/final", "final")]
 )
 def test_a_model_of_ones_own_never_has_a_shipped_name(path: str, name: str) -> None:
-    assert compose([f"model.path={path}"])[0].model.name == name
+    assert compose([f"model.path={path}"]).model.name == name
 
 
 def test_a_shape_of_ones_own_never_has_a_shipped_name() -> None:
-    assert compose(["model.architecture.num_hidden_layers=2"])[0].model.name == "own-llama-15m"
-    assert compose([])[0].model.name == "llama-15m"
+    assert compose(["model.architecture.num_hidden_layers=2"]).model.name == "own-llama-15m"
+    assert compose([]).model.name == "llama-15m"
 
 
 @pytest.mark.parametrize(
@@ -456,3 +458,17 @@ def test_a_field_that_an_architecture_lacks_is_refused() -> None:
     shape = {"model_type": "llama", "num_hiden_layers": 2}
     with pytest.raises(UserError, match=r"model\.architecture: a llama has no 'num_hiden_layers'"):
         find_model(ModelConfig("mine", weights="random", architecture=shape))
+
+
+@pytest.mark.parametrize("name", ["prefilling/kernels.cpp", "queueing/waits.py", "workload/traces/azure-code-2023.csv"])
+def test_whatever_makes_a_figure_changes_the_hash_of_the_code(name: str, tmp_path: Path) -> None:
+    package = tmp_path / "src"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = provenance.code_hash(package)
+    assert before == provenance.code_hash()
+    (package / "report" / "words.py").write_text("", encoding="utf-8")  # what shows figures makes none
+    provenance.code_hash.cache_clear()
+    assert provenance.code_hash(package) == before
+    (package / name).write_text("", encoding="utf-8")
+    provenance.code_hash.cache_clear()
+    assert provenance.code_hash(package) != before

@@ -139,7 +139,7 @@ def test_every_shipped_model_has_a_limit(tiny_config: object) -> None:
     from src.config import CONFIG_DIR
 
     for path in sorted((CONFIG_DIR / "model").glob("*.yaml")):
-        source = find_model(compose([f"model={path.stem}", "model.weights=random"])[0].model)
+        source = find_model(compose([f"model={path.stem}", "model.weights=random"]).model)
         shape = Shape.of(source.config)
         dense = shape.operations(1, 100, 1)
         assert 0.5 * dense < least_operations(shape, [100]) < dense

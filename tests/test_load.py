@@ -448,7 +448,7 @@ def test_two_machines_are_compared_by_what_prompts_waited() -> None:
 
 def test_a_smoke_run_takes_one_rate() -> None:
     overrides = small(sweep("under_load", ["scale=cpu", "device=cpu"]))[0]
-    config, _ = compose(overrides)
+    config = compose(overrides)
     assert (config.rate, config.num_prompts) == (50.0, 8)
 
 

@@ -259,7 +259,7 @@ def test_the_manifest_tells_what_ran_and_nothing_private() -> None:
 
 
 def test_operations_are_those_of_the_model() -> None:
-    shape = Shape.of(find_model(compose(["model=llama2-7b", "model.weights=random"])[0].model).config)
+    shape = Shape.of(find_model(compose(["model=llama2-7b", "model.weights=random"]).model).config)
     # Weights other than embeddings and norms, twice per token; attention over one token is 4 x layers x width.
     assert shape.layer_parameters == 6_476_005_376
     assert shape.operations(1, 1, 0) == 2 * 6_476_005_376 + 4 * 32 * 4096

@@ -265,7 +265,7 @@ def noted(*arguments):
         tell(**told)
     return real(*arguments)
 runner.counters_for, runner._timed_pass = lambda *devices: NvmlCounters("{ours}"), noted
-record = runner.measure(prepare(compose({overrides})[0]))[0]
+record = runner.measure(prepare(compose({overrides})))[0]
 from dataclasses import asdict
 show([asdict(record.row), record.manifest])
 """

@@ -291,7 +291,7 @@ def test_quantized_weights_are_measured(measure: Measure, loadbit: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
 @pytest.mark.parametrize("loadbit", ["none", "4"])
 def test_a_gpu_comparison_has_memory_and_telemetry(tmp_path: Path, loadbit: str) -> None:
-    config, _ = compose([ALL, "device=cuda", f"loadbit={loadbit}", "metric=ttft", "model=llama-110m", "num_prompts=64",
+    config = compose([ALL, "device=cuda", f"loadbit={loadbit}", "metric=ttft", "model=llama-110m", "num_prompts=64",
                          "dataset.source=profile", "batch_size=16", "utilization_loop_s=1",
                          f"results_dir={tmp_path}"])  # fmt: skip
     for record in runner.measure(prepare(config)):

@@ -26,7 +26,7 @@ from src.compose import compose
 from src.measure.plan import prepare
 from src.measure.runner import measure as run
 from src.measure.validity import CHANGED_TREE
-from src.provenance import code_hash
+from src.provenance import EARLIER_CODE, EARLIER_FILES, code_hash
 from src.records import schema
 from src.records import store as records
 from src.records.row import COLUMNS, STATUSES, Row
@@ -75,7 +75,7 @@ def load(content: Any) -> Record:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A machine's folder with two methods' records, the report of another program and a draft."""
     folder = tmp_path_factory.mktemp("results") / "tiny-machine"
-    run(prepare(compose([*TINY_OVERRIDES, f"results_dir={folder}", "methods=[full-batching,prepacking]"])[0]))
+    run(prepare(compose([*TINY_OVERRIDES, f"results_dir={folder}", "methods=[full-batching,prepacking]"])))
     for path in (folder / "report" / "summary.md", folder / ".tmp-host-1-2" / "record.json"):
         path.parent.mkdir()
         path.write_text("not a record", encoding="utf-8")
@@ -478,6 +478,10 @@ def test_a_commit_that_was_given_has_to_have_the_code_that_measured(
         assert record.folder
         edit(record.folder, "manifest", **given, code_hash=there)
     assert call(share.main, "check", str(machine))[0] == 0
+    earlier = code_hash(tmp_path / "carried" / "src", EARLIER_CODE, EARLIER_FILES)
+    assert earlier != there
+    edit(of(machine), "manifest", code_hash=earlier)  # records of before are by the rule of their time
+    assert call(share.main, "check", str(machine))[0] == 0
     edit(of(machine), "manifest", code_hash="0" * 12)
     code, out, _ = call(share.main, "check", str(machine))
     assert code == 1
@@ -494,7 +498,7 @@ def test_a_commit_that_was_given_has_to_have_the_code_that_measured(
 @pytest.mark.skipif(not commits("rev-parse", "HEAD"), reason="needs the repository, this tree has none")
 def test_a_commit_is_said_afterwards_where_its_code_measured(machine: Path, call: Call) -> None:
     head = commits("rev-parse", "HEAD")
-    there = record_checks.code_hash_of(head)
+    there, _ = record_checks.code_hashes_of(head) or ("", "")
     for record in records.read_all(machine):
         assert record.folder
         edit(record.folder, "manifest", git_commit="a" * 40, git_dirty=True, code_hash=there)

@@ -102,7 +102,7 @@ def prepared(protocol: str, made: dict[str, Plan] = {}) -> Plan:  # noqa: B006, 
         where = f"results_dir={Path(__file__).parent / 'never-written'}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("src.records.store.check_writable", lambda _: None)
-            made[protocol] = prepare(compose([*TINY_OVERRIDES, f"protocol={protocol}", "metric=ttft", where])[0])
+            made[protocol] = prepare(compose([*TINY_OVERRIDES, f"protocol={protocol}", "metric=ttft", where]))
     return made[protocol]
 
 

@@ -13,7 +13,7 @@ from .settings import arrivals, read_arguments
 def main() -> None:
     """Read the settings, calibrate where needed, predict, print the table and the advice."""
     settings, overrides = read_arguments(sys.argv[1:])
-    config, _ = compose([*overrides, "methods=[full-batching]", "batch_size=1", "protocol=modern", "metric=ttft",
+    config = compose([*overrides, "methods=[full-batching]", "batch_size=1", "protocol=modern", "metric=ttft",
                          *arrivals(settings, overrides)])  # fmt: skip
     from .session import advise  # after bad settings: torch takes seconds to import
 

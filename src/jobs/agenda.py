@@ -60,7 +60,7 @@ def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str])
     found: dict[str, Task] = {}
     for name, each in runs.items():
         for one in each:
-            config, _ = compose(one)
+            config = compose(one)
             each_method = [replace(config, methods=[method]) for method in config.compared_methods]
             begins = each_method if name in searched else [config]
             try:

@@ -137,7 +137,7 @@ def tasks(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str], re
     found: dict[str, Task] = {}
     for experiment, each in runs.items():
         for overrides in each:
-            task = Task(overrides, _resolved(compose(overrides)[0]), results_dir)
+            task = Task(overrides, _resolved(compose(overrides)), results_dir)
             if experiment in searched:
                 task.outcome = results_dir / FOLDER / f"search-{config_hash(task.config)}-{code_hash()}.json"
             found.setdefault(task.name, task)
@@ -264,7 +264,7 @@ def in_job(overrides: list[str], results_dir: Path, search: Search | None, outco
 
     def main() -> int:
         if search is None or outcome is None:
-            return run_apart(compose(overrides)[0])
+            return run_apart(compose(overrides))
         found = search(overrides, results_dir)
         draft = outcome.with_name(f"{records.DRAFT}{outcome.name}")
         draft.write_text(json.dumps(found), encoding="utf-8")

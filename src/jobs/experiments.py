@@ -7,7 +7,7 @@ import itertools
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from ..compose import compose
+from ..compose import compose, sweep_of
 from ..config import CONFIG_DIR, Config
 
 LAST = 1000  # the priority of an experiment that has none
@@ -28,7 +28,7 @@ def priority_of(config: Config) -> int:
 def sweep(experiment: str, overrides: list[str]) -> list[list[str]]:
     """The overrides of each run of an experiment: its own, and one combination of what it sweeps."""
     chosen = [f"experiment={experiment}", *overrides]
-    _, axes = compose(chosen)
+    axes = sweep_of(chosen)
     parsed = [OverridesParser.create().parse_override(f"{key}={choices}") for key, choices in axes.items()]
     values = [
         [f"{axis.key_or_group}={value}" for value in axis.sweep_string_iterator()] if axis.is_sweep_override() else
@@ -44,7 +44,7 @@ def small(runs: list[list[str]]) -> list[list[str]]:
     A GPU is opened by a process of its own for each, as in earnest. On a CPU starting those would take longest.
     """
     first = [one for one in runs[0] if not one.startswith("model=") or "scale=cpu" in runs[0]]
-    if compose(first)[0].searches_rate:
+    if compose(first).searches_rate:
         first = [*first, "rate=50"]
     few = ["num_prompts=8", "batch_size=4", "repeats=2", "verify_batches=1", "dataset.source=profile"]
     few += ["utilization_loop_s=0", "sampler_overhead_s=0"]

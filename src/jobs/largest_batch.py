@@ -61,12 +61,12 @@ def search(
     Raises:
         OutOfTime: ``may_start`` said no.
     """
-    first, _ = compose(overrides)
+    first = compose(overrides)
     found = {}
     for method in first.compared_methods:
 
         def status_of(size: int, method: str = method) -> str:
-            config = compose([*overrides, f"methods=[{method}]", f"batch_size={size}"])[0]
+            config = compose([*overrides, f"methods=[{method}]", f"batch_size={size}"])
             return _status(config, results_dir, may_start, measure)
 
         fits, fails = drive(sizes(first.batch_size), status_of)

@@ -95,7 +95,7 @@ def search(
     Raises:
         OutOfTime: ``may_start`` said no.
     """
-    first, _ = compose(overrides)
+    first = compose(overrides)
     found: dict[str, Found] = {}
     for method in first.compared_methods:
         own = [*overrides, f"methods=[{method}]"]
@@ -103,7 +103,7 @@ def search(
         def answer(step: int, own: list[str] = own) -> str:
             return _try([*own, f"rate={rate_of(step)}"], results_dir, may_start, measure)
 
-        ends = drive(steps(_first_step(prepare(compose(own)[0]))), answer)
+        ends = drive(steps(_first_step(prepare(compose(own)))), answer)
         keeps, breaks = (None if end is None else rate_of(end) for end in ends)
         found[method] = keeps or 0.0, breaks
         terminal.say(f"largest rate of {method}, {first.policy}: {in_words(found[method], first.slo_ms)}")
@@ -129,7 +129,7 @@ def in_words(found: Found, slo_ms: float | None) -> str:
 def _try(
     overrides: list[str], results_dir: Path, may_start: Callable[[Plan], bool], measure: Callable[[Plan], object]
 ) -> str:
-    row = tried(prepare(compose(overrides)[0]), results_dir, may_start, measure)
+    row = tried(prepare(compose(overrides)), results_dir, may_start, measure)
     if row is None:
         return FAILED
     if row.valid is False:

@@ -31,4 +31,4 @@ SEARCHES: dict[str, Searcher] = {"largest_batch": largest_batch, "under_load": l
 
 def search(overrides: list[str], results_dir: Path) -> dict[str, Any]:
     """Carry out the search of an experiment, whichever it is; in a job of a cluster, say."""
-    return SEARCHES[str(compose(overrides)[0].experiment)].search(overrides, results_dir)
+    return SEARCHES[str(compose(overrides).experiment)].search(overrides, results_dir)

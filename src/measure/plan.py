@@ -30,7 +30,7 @@ from ..workload.tokenizer import Tokenizer, mistral_tokenizer, model_tokenizer
 from . import faults, machine
 
 ARRIVALS = 17  # so that arrivals are drawn apart from what else the seed draws
-# Of "batch", for then ``shape_of`` gives k prompts of the mean length, which is what the ideal computes.
+# rows="batch", so that ``shape_of`` gives k prompts of the mean length, which is what the ideal computes.
 IDEAL = Method("ideal", rows="batch")
 
 
@@ -157,6 +157,7 @@ def prepare(config: Config) -> Plan:
     config = machine.resolved(config, device)
     dtype: torch.dtype = getattr(torch, config.dtype)
     results_dir = results_dir_of(config)
+    _check_arriving(config)
     source = find_model(config.model)
     if any(not method_of(name).serves for name in config.compared_methods):
         check_served(source, "transformers" if config.protocol == "paper" else config.forward)
@@ -220,6 +221,14 @@ def prepare(config: Config) -> Plan:
     return Plan(
         config, devices, dtype, source, prompts, tuple(methods), ideal, named, results_dir, shuffled, arrivals_s
     )
+
+
+def _check_arriving(config: Config) -> None:
+    """See that no method has to know prompts that have not arrived yet."""
+    for name in config.compared_methods:
+        if config.under_load and method_of(name).needs_dataset:
+            problem = f"{name} needs all prompts before its first batch, and they have not arrived"
+            raise UserError("method", problem, "use policy=lookahead with full-batching or prepacking")
 
 
 def _arrivals(config: Config, prompts: Prompts) -> NDArray[np.float64]:

@@ -38,7 +38,10 @@ class Method:
     Attributes:
         rows: what shares a row of the forward: ``prompt`` (each its own, padded), ``bin`` (packed to the longest
             prompt), or ``batch`` (all prompts in one row, no padding).
-        needs_dataset: an offline oracle, which needs all prompts before its first batch, and so has batches of its own.
+        needs_dataset: an offline oracle, which needs all prompts before its first batch, and so has batches of its own
+            (``batches``).
+        packs_dataset: an offline oracle that packs all prompts into bins at once (``rows="bin"``), so that a batch is
+            as many bins as its size says, and ``batches`` is not asked.
         serves: a serving engine, which orders, batches and caches by rules of its own.
         external: another process computes it, with weights of its own: nothing to verify it against, and counters of
             this process do not see it.
@@ -49,6 +52,7 @@ class Method:
     name: str
     rows: str = "prompt"
     needs_dataset: bool = False
+    packs_dataset: bool = False
     serves: bool = False
     external: bool = False
     attention: str | None = None
@@ -58,11 +62,6 @@ class Method:
     def packs(self) -> bool:
         """Whether prompts share rows, so that their KV has to be unpacked."""
         return self.rows != "prompt"
-
-    @property
-    def packs_dataset(self) -> bool:
-        """Whether all prompts are packed at once, so that a batch is as many bins as its size says."""
-        return self.rows == "bin" and self.needs_dataset
 
     def batches(self, shuffled: list[Batch], lengths: NDArray[np.int64], batch_size: int) -> list[Batch]:
         """This method's batches over the dataset: the shuffled ones, unless it needs the dataset to make its own."""

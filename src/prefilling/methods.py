@@ -33,7 +33,7 @@ METHODS = {
         Method("full-batching"),
         Method("length-ordered", needs_dataset=True),
         Method("prepacking", rows="bin"),
-        Method("dataset-prepacking", rows="bin", needs_dataset=True),
+        Method("dataset-prepacking", rows="bin", needs_dataset=True, packs_dataset=True),
         Method("padding-free", rows="batch"),
         Method("continuous-batching", rows="batch", serves=True),
         Method("vllm", rows="batch", serves=True, external=True),

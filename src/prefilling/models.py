@@ -19,7 +19,7 @@ from ..cli import UserError, ran_out_of_memory, warn
 from ..config import ModelConfig
 from . import gguf, identity, split
 from .shape import heads_of, windows_of
-from .supported import FUSED_FAMILIES, NF4_BLOCK, unfit
+from .supported import FAMILIES, FUSED_FAMILIES, NF4_BLOCK, unfit
 
 OLD_NAMES = {"rope_theta", "rope_scaling", "torch_dtype"}  # older names of fields, which transformers still accepts
 ATTENTION = {"own": "sdpa", "authors": "eager"}  # by numerics
@@ -154,8 +154,10 @@ def _checked(source: ModelSource) -> ModelSource:
 
 def _check_family(family: str, setting: str) -> None:
     if family not in FUSED_FAMILIES:
-        problem = f"the architecture '{family}' is not checked for packed prompts"
-        raise UserError(setting, problem, f"choose a model of the families {', '.join(FUSED_FAMILIES)}")
+        families = ", ".join(FUSED_FAMILIES)
+        problem = f"models of the family '{family}' are not measured here"
+        library = ", or prefill it in a program (prepack_bench.prefill takes it)" if family in FAMILIES else ""
+        raise UserError(setting, problem, f"choose a model of the families {families}{library}")
 
 
 def _unloadable(error: Exception, path: str, local: bool, revision: str | None = None) -> UserError:
