@@ -31,7 +31,8 @@ from src.report.claims import against, close, decided, most_alike, unlike
 from src.report.section import CANNOT_TELL, FAILS, HOLDS, VERDICTS, Section, make, modules, name_of
 from src.report.select import one_kind, published_as
 
-WITHOUT_A_PLACE = {"batch_invariance", "bench_today", "bench_traces", "kernels", "scaling"}  # in make reproduce
+# In make reproduce.
+WITHOUT_A_PLACE = {"batch_invariance", "bench_today", "bench_traces", "forwards", "kernels", "scaling"}
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # Enough of each experiment for its section to have something to show: values of its axes, on a tiny model.
 SMALL = {
@@ -47,6 +48,7 @@ SMALL = {
     "under_load": [f"rate={rate} dataset.max_tokens=64 policy={p}" for rate in (50, 400) for p in ("fifo", "buckets")],
     "faults": ["faults=[]", "faults=[divide-twice]"],
     "scaling": ["batch_size=4", "batch_size=16"],
+    "forwards": ["forward=fused batch_size=4", "forward=transformers batch_size=4"],
     "kernels": [
         f"dataset={d} methods=[full-batching,prepacking+segments,prepacking+dense]" for d in ("mmlu", "one-long")
     ],
@@ -98,7 +100,7 @@ def test_an_experiment_has_a_size_for_each_scale_and_a_smoke_run_of_a_few_prompt
 def test_make_reproduce_knows_every_experiment_but_those_with_a_command_of_their_own() -> None:
     assert set(NAMES) - set(experiments()) == WITHOUT_A_PLACE
     assert set(experiments()) >= set(SEARCHES)
-    assert experiments()[:3] == ("readme_table", "today", "traces")  # what tells most comes first
+    assert experiments()[:3] == ("today", "traces", "generation")  # what tells most comes first
 
 
 SECTIONS = [name_of(module) for module in modules()]
@@ -113,7 +115,7 @@ def test_a_section_shows_what_was_measured(name: str, sections: dict[str, Sectio
     assert all(claim.verdict in VERDICTS and claim.verdict != "not run" for claim in section.claims)
     assert all(claim.rule and (claim.why or claim.verdict in {HOLDS, FAILS}) for claim in section.claims)
     assert all(claim.unlike for claim in section.claims)  # a tiny model on a CPU
-    assert section.figure is not None or name in {"generation", "faults", "batch_invariance"}
+    assert section.figure is not None or name in {"generation", "faults", "batch_invariance", "forwards"}
 
 
 def test_the_speedup_is_the_product_of_its_factors(sections: dict[str, Section]) -> None:
@@ -148,6 +150,7 @@ def test_every_section_is_of_an_experiment_and_takes_the_records_of_experiments(
         takes = set(getattr(module, "TAKES", [name_of(module)]))
         assert takes <= (named | {None} if name_of(module) == "under_load" else named)
     assert {name_of(module) for module in shown} >= named
+    assert len({module.PLACE for module in modules()}) == len(modules())  # type: ignore[attr-defined]
 
 
 def test_a_record_of_no_experiment_is_among_the_others_alone(records: list[Record]) -> None:

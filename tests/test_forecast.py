@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY_OVERRIDES, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ from src.cli import UserError
 from src.compose import compose
 from src.config import Config, config_hash
 from src.jobs import apart, duration, largest_batch, trying
-from src.jobs.experiments import priority_of
+from src.jobs.experiments import experiments, priority_of
 from src.jobs.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure.plan import Plan, prepare
+from src.prefilling.attention import segments
 from src.records import store as records
 
 Call = Callable[..., tuple[int, str, str]]
@@ -116,13 +118,31 @@ def test_an_estimate_grows_with_what_is_asked_for(
     assert parts("methods=[full-batching,prepacking,vllm]").fixed_s == plain.fixed_s  # skipped where it is not set up
 
 
+def test_on_a_gpu_shapes_that_cudnn_plans_and_untimed_batches_are_counted(tiny_config: Callable[..., Config]) -> None:
+    def parts(kernel: str, dtype: torch.dtype = torch.bfloat16) -> duration.Parts:
+        plan = prepare(tiny_config(f"methods=[padding-free+{kernel}]", "repeats=3", "warmup=1"))
+        return duration.parts_of(replace(plan, devices=(torch.device("cuda"),), dtype=dtype))
+
+    plan = prepare(tiny_config("methods=[padding-free+dense]", "repeats=3", "warmup=1"))
+    shapes = len(set(plan.methods[0].shapes))
+    fixed_s = parts("dense", torch.float32).fixed_s
+    assert parts("dense").fixed_s == pytest.approx(fixed_s + duration.CUDNN_S * shapes)
+    lengths = [plan.prompts.lengths[batch].tolist() for batch in plan.methods[0].batches]
+    calls = {(len(call), each[call[-1]]) for each in lengths for call in segments.calls_of(each)}
+    assert parts("segments").fixed_s == pytest.approx(fixed_s + duration.CUDNN_S * len(calls))
+    assert parts("varlen").fixed_s == fixed_s
+    assert parts("dense").operations > duration.parts_of(plan).operations
+
+
 def test_the_place_of_an_experiment_changes_no_measurement(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config()
     assert config_hash(replace(config, priority={"any": 3})) == config_hash(config)
     assert priority_of(config) > priority_of(replace(config, priority={"any": 3}))
     seven = compose(["experiment=today", "scale=gpu", "model=llama2-7b"])
     smaller = compose(["experiment=today", "scale=gpu", "model=llama2-1.3b"])
-    assert priority_of(seven) > priority_of(smaller)
+    assert priority_of(seven) == priority_of(smaller) + 1  # the most telling two, one after the other
+    others = [compose([f"experiment={name}", "scale=gpu"]) for name in experiments() if name != "today"]
+    assert min(map(priority_of, others)) > priority_of(seven)
 
 
 @pytest.fixture

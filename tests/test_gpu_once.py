@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+OPTIONS = "seconds=, out=, wheels=, results=, scale=, stages= or experiment="
 SCRIPT = ROOT / "scripts" / "gpu_once.sh"
 # An interpreter that says what it was asked for, and leaves a record where it is asked to measure.
 STAND_IN = """#!/bin/bash
@@ -64,6 +65,21 @@ def test_a_stage_that_fails_keeps_no_other_from_being_done(tmp_path: Path) -> No
     assert (tmp_path / "out" / "results.tgz").is_file()
 
 
+def test_a_second_call_goes_on_from_what_the_first_one_brought_back(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    (first / "results" / "a-gpu" / "before").mkdir(parents=True)
+    (first / "results" / "a-gpu" / "before" / "record.json").write_text("{}", encoding="utf-8")
+    (first / "results" / "a-gpu" / "times.json").write_text("{}", encoding="utf-8")
+    with tarfile.open(first / "results.tgz", "w:gz") as packed:
+        packed.add(first / "results", "results")
+    done, calls = called(tmp_path, "stages=records", f"results={first / 'results.tgz'}")
+    assert done.returncode == 0, done.stderr
+    assert any("minutes=" in call and "experiment=today,traces,generation,readme_table" in call for call in calls)
+    with tarfile.open(tmp_path / "out" / "results.tgz") as packed:
+        names = {name.removeprefix("results/a-gpu/") for name in packed.getnames()}
+    assert {"times.json", "before/record.json", "run/record.json"} <= names
+
+
 def test_a_commit_that_is_none_ends_it_before_time_is_spent(tmp_path: Path) -> None:
     done, calls = called(tmp_path, PREPACK_BENCH_COMMIT="main")
     assert (done.returncode, calls) == (2, [])
@@ -73,10 +89,11 @@ def test_a_commit_that_is_none_ends_it_before_time_is_spent(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("hours=1", "hours=1: there is no such option; give seconds=, out=, wheels=, scale=, stages= or experiment="),
+        ("hours=1", f"hours=1: there is no such option; give {OPTIONS}"),
         ("seconds=ten", "seconds: 'ten'; give a whole number of 60 or more"),
         ("seconds=59", "seconds: '59'; give a whole number of 60 or more"),
         ("scale=tpu", "scale: unknown 'tpu'; choose one of cpu, gpu"),
+        ("results=README.md", "results: 'README.md' is no .tgz; name an earlier call's results.tgz"),
         ("stages=tests,,smoke", "stages: 'tests,,smoke'; choose of tests, smoke, records"),
         ("wheels=nowhere", "wheels: no wheel in 'nowhere'; name a folder of .whl files"),
         ("out=/proc/nothing", "out: cannot write '/proc/nothing'; name a writable folder"),

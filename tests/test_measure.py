@@ -136,6 +136,8 @@ def test_energy_is_the_counters_rise_scaled_to_the_span() -> None:
     sampler._readings = [(float(at), Reading({"energy_j": 9000 + 50.0 * at})) for at in range(1, 5)]
     assert sampler.usage(0.5, 4.5).energy_j == pytest.approx(50 * 4)
     assert sampler.usage(0.5, 1.5).gaps["energy_j"] == "a single reading tells no difference"
+    assert sampler.usage(0.5, 2.2).gaps["energy_j"] == "1.0 s of readings are too short to tell energy"
+    assert sampler.usage(0.5, 2.2).energy_j is None
     assert sampler.usage(8, 9.5).gaps == {"sampler": "no reading within 1.50 s"}
     sampler._readings.append((5.0, Reading({"energy_j": 1.0})))
     assert sampler.usage(0.5, 5.5).gaps["energy_j"] == "the counter went backwards"

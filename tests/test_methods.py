@@ -307,6 +307,16 @@ def test_each_method_is_verified_on_each_device(family: str, method: str, dtype:
     assert verify(model, [(draw_prompts(EDGES["uneven"]), None)], engine, "none").problem is None
 
 
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("kernel", ["segments", "dense", "varlen", "flex"])
+@pytest.mark.parametrize("method", ["full-batching", "prepacking", "padding-free"])
+def test_each_attention_kernel_is_verified_on_a_gpu(method: str, kernel: str) -> None:
+    model = tiny_model("llama", torch.bfloat16, initializer_range=0.05).to("cuda")
+    engine = make_engine(model, METHODS[method], PrefillOptions(attention=kernel))
+    assert verify(model, [(draw_prompts(EDGES["uneven"]), None)], engine, "none").problem is None
+
+
 def test_verification_finds_a_wrong_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = MODELS["llama"], draw_prompts([9, 4])
     engine = make_engine(model, METHODS["full-batching"], PrefillOptions())

@@ -144,8 +144,8 @@ show(spans)
     )
     quiet, busy, lost, hidden, unknown = seen
     assert quiet["throttle_reasons"] == []
-    assert (quiet["other_processes"], quiet["gaps"], quiet["mean_power_w"]) == (0, {}, 650)
-    assert quiet["energy_j"] == pytest.approx(1.5 * quiet["readings"], rel=0.4)
+    too_short = {"energy_j": "0.1 s of readings are too short to tell energy"}
+    assert (quiet["other_processes"], quiet["gaps"], quiet["mean_power_w"]) == (0, too_short, 650)
     assert busy["throttle_reasons"] == ["hardware thermal slowdown", "software power cap"]
     assert (busy["other_processes"], busy["other_processes_mb"]) == (2, 200)
     assert lost["mean_power_w"] == 650  # of the readings that there are: a gap is not a zero
@@ -280,7 +280,8 @@ def test_a_comparison_outlives_a_driver_that_fails_or_hangs_in_its_midst(library
     assert row["status"] == "ok"
     assert row["sm_clock_mean_mhz"] == 1980
     assert "sm_clock_mhz: GPU is lost" in row["telemetry_gaps"]
-    assert row["energy_j"] > 0
+    assert row["energy_j"] is None  # its passes are shorter than the counter's steps allow
+    assert "too short to tell energy" in row["telemetry_gaps"]
     assert (row["device_memory_used_mb"], row["temperature_max_c"], row["memory_clock_mean_mhz"]) == (400, 67, 2619)
     assert (row["throttle_reasons"], row["other_gpu_processes"]) == ("software thermal slowdown", 1)
     assert row["valid"] is False

@@ -102,7 +102,7 @@ def model_of(shape: str, dtype: torch.dtype) -> Any:
     settings = BASE | SHAPES[shape]
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with GPU:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION["own"])
     return model.eval().requires_grad_(False)
 
 
@@ -183,7 +183,7 @@ def test_quantized_layers_prefill(loadbit: str, protocol: str, forward: str, fak
 def test_random_weights_are_drawn_where_they_will_live(fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) -> None:
     config = AutoConfig.for_model("llama", **BASE)
     with unset_fake_temporarily():
-        empty = skeleton(config, torch.bfloat16, ATTENTION)
+        empty = skeleton(config, torch.bfloat16, ATTENTION["own"])
     monkeypatch.setattr(torch, "Generator", mock.Mock(return_value=mock.Mock(manual_seed=lambda _: None)))
     monkeypatch.setattr("src.prefilling.split.dispatch", lambda model, _: model)  # it swaps tensors
     model = random_model(empty, {"": GPU}, torch.bfloat16, "none", seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from src.compose import compose
 from src.config import Config
 from src.measure import work
 from src.measure.memory import Peak
-from src.measure.outcome import Outcome, Pass, Run
+from src.measure.outcome import Outcome, Pass, Run, UsageLoop
 from src.measure.plan import Assignment, Plan, prepare
 from src.measure.rates import Rates
-from src.measure.usage import add_rates
+from src.measure.sampler import Usage
+from src.measure.usage import add_rates, add_usage
 from src.prefilling.methods import METHODS
 from src.records.row import Row
 from src.records.store import Record
@@ -111,6 +113,33 @@ def passed(assignment: Assignment, *seconds: float) -> Outcome:
     outcome = Outcome(assignment)
     outcome.passes = [Pass([{"seconds": each}], each, usage, Peak()) for each in seconds]
     return outcome
+
+
+def of_span(seconds: float, energy_j: float | None, power_w: float) -> Usage:
+    known: dict[str, Any] = {each.name: None for each in fields(Usage)}
+    known |= {"windows": 5, "readings": 9, "gaps": {} if energy_j else {"energy_j": "too short"}, "source": "nvml"}
+    return Usage(**known | {"seconds": seconds, "energy_j": energy_j, "mean_power_w": power_w})
+
+
+def test_the_energy_of_a_pass_too_short_to_tell_it_is_by_the_power_of_the_loop(
+    tiny_config: Callable[..., Config],
+) -> None:
+    outcome = Outcome(prepare(tiny_config()).methods[0])
+    passes = [Pass([], seconds, of_span(seconds, None, 300.0), Peak()) for seconds in (0.2, 0.4)]
+    outcome.loop = UsageLoop(of_span(2.0, 1200.0, 600.0), 3.0)
+    row = Row()
+    add_usage(row, outcome, passes)
+    assert row.energy_j == pytest.approx(600 * 0.3)
+    assert (row.power_mean_w, row.telemetry_gaps) == (600.0, None)  # not of what ran in the second before a short pass
+    outcome.loop, row = None, Row()
+    add_usage(row, outcome, passes)
+    assert (row.energy_j, row.power_mean_w) == (None, 300.0)
+    outcome.passes = passes
+    add_usage(row, outcome, passes)
+    assert row.telemetry_gaps == "energy_j: too short"
+    long = [Pass([], 4.0, of_span(4.0, energy_j, 500.0), Peak()) for energy_j in (2000.0, 2200.0)]
+    add_usage(row, outcome, long)
+    assert row.energy_j == 2100
 
 
 def test_rates_shares_and_joules_are_those_of_a_pass(tiny_config: Callable[..., Config]) -> None:

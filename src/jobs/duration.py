@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..measure.plan import Plan
+import torch
+
+from ..measure.plan import Assignment, Plan
+from ..prefilling.attention import dense, segments
 from ..prefilling.shape import Shape
 from ..prefilling.vllm import driver
 
-REACHED = 0.6  # whole prefills on CPUs reach about this share of the matrix-product rate
+REACHED = {"cpu": 0.6, "cuda": 0.7}  # whole prefills reach about this share of the matrix-product rate
 START_S = {"cpu": 1.0, "cuda": 5.0}  # a process, the device, libraries; on a GPU its context and first kernels
 RATES_S = {"cpu": 1.8, "cuda": 1.5}  # measuring the rates of products and copies, for the limit
 DRAWN_PER_S = {"cpu": 1e8, "cuda": 2e9}  # weights drawn at random
 ALONE_S = {"cpu": 0.003, "cuda": 0.03}  # per verified prompt, in addition to its operations: many small kernels
-WINDOWS_S = {"cpu": 0.6, "cuda": 5.0}  # a pass that is shorter is looped for its utilization
+WINDOWS_S = {"cpu": 0.6, "cuda": 6.0}  # a pass that is shorter is looped for its utilization
+CUDNN_S = 0.4  # cuDNN, which a recent GPU's attention prefers, plans every shape that it has not seen
 ENGINE_S = {"continuous-batching": 3.0, "vllm": 90.0}  # starting a serving engine
 
 
@@ -43,7 +47,11 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
             for batch, size in zip(assignment.batches, assignment.shapes, strict=True)
         ]
         hardest = sorted(batches)[-c.verify_batches :]
-        operations += (1 if c.under_load else c.warmup + c.repeats) * sum(batches)
+        passes = 1 if c.under_load else c.warmup + c.repeats
+        operations += passes * sum(batches)
+        if kind == "cuda":
+            operations += passes * max(batches)  # the untimed batch before each pass
+            fixed_s += CUDNN_S * _planned_by_cudnn(plan, assignment)
         fixed_s += ENGINE_S.get(assignment.method.name, 0.0)
         if c.clock == "real":
             fixed_s += c.num_prompts / (c.rate or 1.0)
@@ -53,6 +61,18 @@ def parts_of(plan: Plan, times: float = 1.0) -> Parts:
             fixed_s += prompts * ALONE_S[kind] * (1 + c.generate_tokens)
             fixed_s += 0.0 if c.under_load else min(c.utilization_loop_s, WINDOWS_S[kind])
     return Parts(fixed_s, times * operations)
+
+
+def _planned_by_cudnn(plan: Plan, assignment: Assignment) -> int:
+    """Distinct shapes that a method's attention has, where cuDNN may serve it."""
+    method, half = assignment.method, plan.dtype in (torch.float16, torch.bfloat16)
+    kernel = method.attention or plan.config.attention
+    if not half or plan.config.protocol == "paper" or method.serves or kernel not in (dense.NAME, segments.NAME):
+        return 0
+    if kernel == dense.NAME or not method.packs:
+        return len(set(assignment.shapes))
+    lengths = (plan.prompts.lengths[batch].tolist() for batch in assignment.batches)
+    return len({(len(call), each[call[-1]]) for each in lengths for call in segments.calls_of(each)})
 
 
 def in_words(seconds: float) -> str:

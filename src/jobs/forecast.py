@@ -127,7 +127,7 @@ class Forecast:
         if key not in self._rates:
             self._rates[key] = rate(plan.device, plan.dtype)
         parts = parts_of(plan, times)
-        return parts.fixed_s, parts.operations / (REACHED * self._rates[key])
+        return parts.fixed_s, parts.operations / (REACHED[plan.device.type] * self._rates[key])
 
     def _keep(self) -> None:
         content: dict[str, Any] = {

@@ -142,7 +142,7 @@ def _first_step(plan: Plan) -> int:
     shape = Shape.of(plan.source.config)
     operations = sum(shape.operations(*size, len(batch)) for batch, size in zip(
         plan.methods[0].batches, plan.methods[0].shapes, strict=True))  # fmt: skip
-    seconds = operations / (REACHED * matmul_rate(plan.device, plan.dtype))
+    seconds = operations / (REACHED[plan.device.type] * matmul_rate(plan.device, plan.dtype))
     step = round(PER_DOUBLING * float(np.log2(0.5 * len(plan.prompts.token_ids) / seconds)))
     return min(max(PER_DOUBLING * round(step / PER_DOUBLING), LOWEST), HIGHEST)
 

@@ -223,12 +223,12 @@ def _time(run: Run, counters: Counters) -> None:
 
 
 def _settle(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
-    """On a GPU prefill, untimed, what a pass would else pay for that service does not.
+    """On a GPU prefill untimed first, so that a pass does not pay for memory that a running server would hold already.
 
-    The memory of torch's allocator was given back before the pass, so that the next method finds it: the largest batch
-    fetches it anew. Batches that were shuffled anew may have lengths that a library has to plan for first.
+    Torch's allocator gave its memory back before the pass, so that the next method finds it: the largest batch fetches
+    it anew. Batches that were shuffled anew may have lengths that a library has to plan for first.
     """
-    if plan.device.type != "cuda" or outcome.method.serves:
+    if plan.device.type != "cuda" or outcome.method.external:
         return
     largest = int(np.prod(outcome.shapes, axis=1).argmax())
     for number in range(len(outcome.batches)) if outcome.reshuffled else [largest]:

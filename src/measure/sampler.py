@@ -18,6 +18,7 @@ from .process import ProcessCounters
 
 VALID_WINDOWS = 5
 ANSWER_S = 5.0  # a driver that has not answered after this long is taken for hung
+ENERGY_S = 1.5  # over a shorter span the counter's steps of some 0.1 s make an error of several percent
 RISE_S = 1.0  # for so long after idling the first readings may show a clock that is still rising
 STOP_S = 2.0  # the longest that leaving the sampler may take
 
@@ -29,7 +30,9 @@ class Usage:
     """What was seen in a span of time; None where a counter gave nothing.
 
     Attributes:
-        energy_j: rise of the energy counter between the first and the last reading, scaled to the whole span.
+        energy_j: rise of the energy counter between the first and the last reading, scaled to the whole span; none of a
+            span too short for the counter's steps.
+        seconds: how long the span was.
         min_sm_clock_mhz, max_sm_clock_mhz: of the readings from when the clock had risen after idling.
         rising_sm_clock_mhz: the lowest reading before that; None where the first one was settled already.
         throttle_reasons: in words, harmless ones left out; empty where the driver answered that there are none.
@@ -46,6 +49,7 @@ class Usage:
     max_device_memory_mb: float | None
     mean_power_w: float | None
     energy_j: float | None
+    seconds: float
     mean_sm_clock_mhz: float | None
     min_sm_clock_mhz: float | None
     max_sm_clock_mhz: float | None
@@ -175,6 +179,7 @@ class Sampler:
             max_device_memory_mb=max(seen("device_memory_mb"), default=None),
             mean_power_w=mean("power_w"),
             energy_j=energy_j,
+            seconds=end_s - start_s,
             mean_sm_clock_mhz=mean("sm_clock_mhz"),
             min_sm_clock_mhz=min(settled_mhz, default=None),
             max_sm_clock_mhz=max(settled_mhz, default=None),
@@ -222,6 +227,8 @@ def _energy(within: list[tuple[float, Reading]], seconds: float) -> tuple[float 
     (first_at, first), (last_at, last) = counted[0], counted[-1]
     if last_at <= first_at:
         return None, "a single reading tells no difference"
+    if last_at - first_at < ENERGY_S:
+        return None, f"{last_at - first_at:.1f} s of readings are too short to tell energy"
     if last < first:
         return None, "the counter went backwards"
     return (last - first) * seconds / (last_at - first_at), None

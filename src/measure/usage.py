@@ -107,10 +107,11 @@ def add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:
         row.max_utilization_std_pct = _spread(usage.max_utilization_pct for usage in passes)
         row.mean_utilization_std_pct = _spread(usage.mean_utilization_pct for usage in passes)
     row.utilization_loop_s = loop.seconds if loop else None
-    row.energy_j = _mean(usage.energy_j for usage in passes)
+    row.energy_j = _energy_of_a_pass(passes, loop.usage if loop else None)
     row.sampler_readings = sum(usage.readings for usage in passes)
     spans = _spans(outcome)
-    row.power_mean_w = _mean(usage.mean_power_w for usage in spans)
+    # Recent GPUs give a mean over the last second, which within a short pass is of what ran before it.
+    row.power_mean_w = _mean(usage.mean_power_w for usage in believed)
     row.sm_clock_mean_mhz = _mean(usage.mean_sm_clock_mhz for usage in spans)
     row.memory_clock_mean_mhz = _mean(usage.mean_memory_clock_mhz for usage in spans)
     row.temperature_max_c = _largest(usage.max_temperature_c for usage in spans)
@@ -124,7 +125,16 @@ def add_usage(row: Row, outcome: Outcome, kept: list[Pass]) -> None:
     for usage in spans:
         for name, reason in usage.gaps.items():
             gaps.setdefault(name, reason)
+    if row.energy_j is not None:
+        gaps.pop("energy_j", None)  # of passes too short for it, where the loop told
     row.telemetry_gaps = "; ".join(f"{name}: {reason}" for name, reason in gaps.items()) or None
+
+
+def _energy_of_a_pass(passes: list[Usage], loop: Usage | None) -> float | None:
+    """Joules of a pass by the GPU's counter; of passes too short for it, by the loop's power over as many seconds."""
+    if loop is not None and loop.energy_j is not None and any(usage.energy_j is None for usage in passes):
+        return loop.energy_j / loop.seconds * float(np.mean([usage.seconds for usage in passes]))
+    return _mean(usage.energy_j for usage in passes)
 
 
 def _spans(outcome: Outcome) -> list[Usage]:

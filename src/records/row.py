@@ -225,8 +225,11 @@ class Row:
         "share of the passes in which a limit of the control group held it, CPU", unit="%"
     )
     cpu_clock_mean_mhz: float | None = _figure("mean clock of the cores, where the system tells it, CPU", unit="MHz")
-    power_mean_w: float | None = _figure("mean power of the GPU", unit="W")
-    energy_j: float | None = _figure("energy of the GPU in a pass by its own counter, J, mean over repeats", unit="J")
+    power_mean_w: float | None = _figure("mean power of the GPU, within the loop where there was one", unit="W")
+    energy_j: float | None = _figure(
+        "energy of the GPU in a pass by its own counter, J; of passes too short for its steps by the loop's power",
+        unit="J",
+    )
     joules_per_1000_useful_tokens: float | None = _figure(
         "that over thousands of useful tokens; pads do not count", unit="J"
     )

@@ -106,7 +106,9 @@ def figure(found: Found) -> Any:
             if column == USEFUL:
                 _operations(panel, [*by_size.values()], names)
             else:
-                list(grouped_bars(panel, [*by_size.values()], names, column))
+                told = list(grouped_bars(panel, [*by_size.values()], names, column))
+                if len(told) < sum(row.status == "ok" for row in rows):
+                    panel.set_title("no bar: too short to tell" if told else "too short to tell", fontsize=8)
             panel.set_ylabel(COSTS[column])
         for panel in line:
             panel.set_xticks(range(len(by_size)), list(map(str, by_size)))

@@ -33,10 +33,9 @@ def independent_mask(segments: torch.Tensor, sliding_window: int | None = None) 
     """
     width = segments.shape[-1]
     column = torch.arange(width, device=segments.device)
-    distance = column[:, None] - column[None, :]
-    allowed = distance >= 0
+    allowed = column[:, None] >= column[None, :]
     if sliding_window is not None:
-        allowed &= distance < sliding_window
+        allowed &= column[:, None] < column[None, :] + sliding_window
     return ((segments[:, :, None] == segments[:, None, :]) & allowed)[:, None]
 
 

@@ -13,7 +13,7 @@ from ..select import clean
 from ..words import label, model_name
 from ..words import notes as notes_of
 
-PLACE = 13
+PLACE = 15
 TITLE = "Batch invariance"
 LEAD = (
     "Each prompt alone, in a batch, and in another batch of half as many prompts, by the same method and kernel: first "

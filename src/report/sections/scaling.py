@@ -19,7 +19,7 @@ from ..select import PACKED, clean
 from ..words import label, model_name
 from ..words import notes as notes_of
 
-PLACE = 12
+PLACE = 13
 TITLE = "Time against useful tokens"
 LEAD = (
     "One batch each, of short prompts (mmlu) or long ones (azure-conv). Without padding, time is close to a straight "

@@ -10,7 +10,7 @@ from ..select import clean
 
 __all__ = ["LEAD", "PLACE", "TITLE", "claims", "figure", "notes", "select", "table"]
 
-PLACE = 11
+PLACE = 12
 TITLE = "Prompts of real serving (Azure traces)"
 LEAD = (
     "The same on prompt lengths of the Azure LLM inference traces (conversation, code), cut where the row says. Long "

@@ -22,7 +22,7 @@ from ..waiting import interval
 from ..words import label, model_name, validity
 
 SEEDS = True  # a line has the largest rate of each seed, and INVALID runs decide nothing
-PLACE = 12
+PLACE = 14
 TITLE = "Under load: the largest rate that keeps first tokens in time"
 LEAD = (
     "Prompts arrive one by one and wait while the device is busy; a policy forms the batches. Each rate is a run of "
