@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -126,18 +127,28 @@ def print_whatever_there_is() -> None:
             stream.reconfigure(errors="replace")
 
 
-@functools.cache
-def recorded() -> None:
-    """Remember that something was recorded, so that the message after Ctrl-C can say so: a call fills the cache."""
+@dataclass
+class _Told:
+    """What the message after Ctrl-C says."""
+
+    recorded: bool = False
+
+
+_TOLD = _Told()
+
+
+def note_recorded() -> None:
+    """Remember that something was recorded."""
+    _TOLD.recorded = True
 
 
 def guarded(main: Callable[[], Any]) -> int:
     """Run ``main`` and return the exit code: its own (or 0), 2 with one line on bad input, 130 on Ctrl-C."""
     print_whatever_there_is()
-    recorded.cache_clear()
+    _TOLD.recorded = False
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own report
     try:
-        _see_where_we_are()
+        _check_current_folder()
         return int(main() or 0)
     except BAD_INPUT as error:
         return report(error)
@@ -158,14 +169,14 @@ def guarded(main: Callable[[], Any]) -> int:
         return report(UserError(str(error.filename or "disk"), str(error.strerror), "make room, or set TMPDIR"))
     except KeyboardInterrupt:
         kept = "what was recorded is kept, and the same command goes on from there"
-        print(f"\nstopped; {kept if recorded.cache_info().currsize else 'nothing was recorded'}", file=sys.stderr)
+        print(f"\nstopped; {kept if _TOLD.recorded else 'nothing was recorded'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         if not SHOW_TRACEBACK:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _see_where_we_are() -> None:
+def _check_current_folder() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:

@@ -26,6 +26,25 @@ from .cli import UserError
 from .config import CONFIG_DIR, Config, DatasetConfig, ModelConfig
 from .config_checks import check
 
+GROUPS = ("model", "dataset", "experiment")  # folders of configs/, whose files these settings name
+NO_NAME = re.compile(r"[\[{].*|[+-]?(\d[\d._]*(e[+-]?\d+)?|inf|nan)|true|false", re.IGNORECASE | re.DOTALL)
+
+
+def check_groups(overrides: Sequence[str]) -> None:
+    """See that settings that name a file of configs/ hold a name, and that none is set that those files alone hold.
+
+    Raises:
+        UserError: otherwise, where Hydra would end in a traceback.
+    """
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if name.lstrip("+").startswith("dataset.authors"):
+            problem = "is what sample=authors sets, and stands in the datasets' own files"
+            raise UserError("dataset.authors", problem, "set dataset.split= and dataset.data_dir= themselves")
+        if equals and name in GROUPS and NO_NAME.fullmatch(value):
+            known = ", ".join(sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml")))
+            raise UserError(name, f"'{value}' is no name", f"choose one of {known}")
+
 
 def register_schemas() -> None:
     """Tell Hydra the dataclasses, so that unknown keys and wrong types are rejected when a YAML is read."""
@@ -83,6 +102,7 @@ def sweep_of(overrides: Sequence[str]) -> dict[str, str]:
 
 def _composed(overrides: Sequence[str]) -> Any:
     register_schemas()
+    check_groups(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)

@@ -16,9 +16,7 @@ CONFIG_DIR = places.CONFIGS
 
 SERVING = ("continuous-batching", "vllm")
 # Known by the names of their files, so that a choice is checked without importing them.
-ADDED = tuple(
-    sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "prefilling" / "added").glob("[!_]*.py"))
-)
+ADDED = tuple(sorted(file.stem.replace("_", "-") for file in places.ADDED_METHODS.glob("[!_]*.py")))
 POLICIES = tuple(
     sorted(file.stem.replace("_", "-") for file in (places.PACKAGE / "queueing" / "policies").glob("[!_]*.py"))
 )

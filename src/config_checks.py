@@ -9,6 +9,9 @@ from .authors import meant
 from .cli import UserError
 from .config import CHOICES, FAULT_NEEDS, FAULTS, METHODS, REFERENCE, SERVING, Config
 
+MOST = 1_000_000_000  # of anything that is counted: beyond it lies a slip of the hand
+MOST_SECONDS = 31_536_000  # a year
+
 
 def check(config: Config) -> None:
     """Check every setting that can be judged without a model, data or device.
@@ -61,6 +64,7 @@ def _check_methods(config: Config) -> None:
 
 def _check_faults(config: Config) -> None:
     for fault in config.faults:
+        _see_text("faults", fault)
         _one_of("faults", fault, (REFERENCE, *FAULTS))
         protocol, metric, why = FAULT_NEEDS.get(fault, (config.protocol, config.metric, ""))
         if (protocol, metric) != (config.protocol, config.metric):
@@ -84,10 +88,13 @@ def _check_numbers(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise UserError(setting, f"{number} is too small", f"give a whole number of {least} or more")
+        if number is not None and number > MOST and setting != "seed":
+            raise UserError(setting, f"{number} is too large", f"give a whole number of {MOST:,} at most")
     if config.seed >= 2**63:
         raise UserError("seed", f"{config.seed} is too large", "give a whole number below 2**63")
-    if config.timeout_s is not None and not config.timeout_s > 0:
-        raise UserError("timeout_s", f"{config.timeout_s:g} s", "give seconds above 0, or null for no limit")
+    if config.timeout_s is not None and not 0 < config.timeout_s <= MOST_SECONDS:
+        remedy = f"give seconds above 0, {MOST_SECONDS:,} at most, or null for no limit"
+        raise UserError("timeout_s", f"{config.timeout_s:g} s", remedy)
     if not config.isolate and (config.timeout_s or config.memory_limit_mb):
         setting = "timeout_s" if config.timeout_s else "memory_limit_mb"
         raise UserError(setting, "needs a process of its own", "leave out isolate=false")
@@ -113,6 +120,7 @@ def _check_numbers(config: Config) -> None:
 
 def _check_method(setting: str, name: str, protocol: str) -> None:
     """A method, or one with an attention kernel of its own: ``padding-free+flex``."""
+    _see_text(setting, name)
     method, plus, kernel = name.partition("+")
     _one_of(setting, method, METHODS)
     if not plus:
@@ -136,6 +144,11 @@ def _check_split(config: Config) -> None:
         raise UserError(
             "forward", f"{config.forward} serves a model on one device", "use forward=transformers with device_map"
         )
+
+
+def _see_text(setting: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UserError(setting, f"{value} is no name", "give names, with commas between them: [one,other]")
 
 
 def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -11,7 +11,6 @@ GPU = "NVIDIA A6000"
 DATASETS = ("mmlu", "wikitext512", "alpaca", "samsum", "rlhf", "wikitext256")  # in its order
 CUT_AT = {"wikitext512": 512, "wikitext256": 256}  # tokens; prompts of the others are whole
 LARGER_BATCHES = 16.0  # "up to": abstract
-FASTER_PREFILL = 6.0
 # Full-batching's peak memory over prepacking's, MMLU in batches of 64: where it lies for 90 % of samples of 1,000
 # prompts, if float32 logits and KV of two batches are held at a time, as the authors' loop does (``keeps-last-batch``).
 # Theirs, of one sample, is 7.56.

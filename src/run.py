@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from . import places
 from .authors import in_our_words
 from .cli import BAD_INPUT, JobFailed, UserError, guarded, report
-from .compose import register_schemas, typed
+from .compose import check_groups, register_schemas, typed
 from .config import CONFIG_DIR, Config
 from .jobs import cluster
 from .jobs.apart import run_apart
@@ -84,6 +84,7 @@ def _arrange_arguments() -> None:
     parser = get_args_parser()
     parser.error = complain  # type: ignore[method-assign]
     settings = parser.parse_intermixed_args().overrides
+    check_groups(settings)
     sys.argv[1:] = [each for each in sys.argv[1:] if each not in set(settings)] + settings
 
 

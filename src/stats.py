@@ -172,7 +172,7 @@ def _interval(runs: list[SignedTables], few: bool, count: int) -> Interval:
             away += np.sqrt(of_repeats) * _student(rng, repeats - 1, count)
     if batches > 1:
         _, of_batches = squared_errors(_deviations([(sign, table.mean(0, keepdims=True)) for sign, table in tables]))
-        # A batch weighs on the total that its own deviation is measured from, and so looks nearer to it.
+        # Each batch is part of the mean that it is compared with, which shrinks its deviation; this corrects for that.
         error = np.sqrt(of_batches * batches / (batches - 1))
         pivots = _student(rng, batches - 1, count) if batches < FEW else _studentized(rng, tables, count)
         away -= error * pivots
@@ -200,7 +200,7 @@ def _student(rng: np.random.Generator, df: int, count: int) -> Seconds:
 def _studentized(rng: np.random.Generator, tables: SignedTables, count: int) -> Seconds:
     """(log estimate of a resample of batches - log estimate) / the resample's own standard error, [count].
 
-    That estimate and standard error go together, both small where heavy batches are missing, is what it tells.
+    It keeps the dependence of the two: both are small in resamples that miss the heavy batches.
     """
     batches = tables[0][1].shape[1]
     weights = rng.multinomial(batches, np.full(batches, 1 / batches), count) / batches

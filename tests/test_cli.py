@@ -112,6 +112,20 @@ BAD_INPUT = [
     ("scale=huge", "scale: unknown 'huge'; choose one of auto, cpu, gpu"),
     ("model=null", "settings: a group cannot be set to null; leave it out"),
     ("nonsense", "nonsense: arguments have the form setting=value"),
+    ("experiment=[1,2]", "experiment: '[1,2]' is no name; choose one of bat"),
+    ("experiment=1.5", "experiment: '1.5' is no name; choose one of bat"),
+    ("model={{a:1}}", "model: '{{a:1}}' is no name; choose one of"),
+    ("dataset=true", "dataset: 'true' is no name; choose one of alpaca, "),
+    ("methods=[[1]]", "methods: [1] is no name; give names, with commas between them"),
+    ("faults=[[1]]", "faults: [1] is no name; give names, with commas between them"),
+    ("timeout_s=inf isolate=true", "timeout_s: inf s; give seconds above 0, 31,536,000 at most, or null for no limit"),
+    ("warmup=99999999999999999999999", "warmup: 99999999999999999999999 is too large; give a whole number of 1,000,000,000 at most"),
+    ("memory_limit_mb=99999999999999999999999 isolate=true", "memory_limit_mb: 99999999999999999999999 is too large"),
+    ("dataset.authors={{a:1}}", "dataset.authors: is what sample=authors sets, and stands in the datasets' own files"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/ids.jsonl", "token ids are whole numbers from 0, below 2**31"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/outputs.jsonl", "'1e+300' is too large a number"),
+    ("dataset=file dataset.source=file dataset.path={tmp}/times.jsonl", "dataset.path: of 'timestamp' some are dates and some are numbers; give all in one way"),
+    ("model.path={tmp}/seven model.weights=auto", "The hidden size (64) is not a multiple of the number of attention heads (7)"),
 ]  # fmt: skip
 
 
@@ -125,6 +139,14 @@ def bad_files(tmp_path: Path) -> Path:
     (tmp_path / "blank.txt").write_text("\n  \n\n", encoding="utf-8")
     (tmp_path / "commas.csv").write_text("question,number\nWhat?,1\nWhat, then?,2\n", encoding="utf-8")
     (tmp_path / "counts.csv").write_text("token_length,count\n5,1000000000000\n", encoding="utf-8")
+    (tmp_path / "ids.jsonl").write_text("[99999999999999999999]\n", encoding="utf-8")
+    (tmp_path / "outputs.jsonl").write_text('{"input_length": 5, "output_length": 1e300}\n', encoding="utf-8")
+    moments = ('"2024-05-10T00:00:01"', "3")
+    lines = (f'{{"input_length": 5, "output_length": 1, "timestamp": {each}}}\n' for each in moments)
+    (tmp_path / "times.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "seven").mkdir()
+    shape = '{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 7}'
+    (tmp_path / "seven" / "config.json").write_text(shape, encoding="utf-8")
     (tmp_path / "words.txt").write_text("one\ntwo\n\n", encoding="utf-8")
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
@@ -272,7 +294,7 @@ def test_reproduce_measures_then_goes_on_from_what_is_recorded(
     assert code == 0
     assert "cpu scale on" in out
     assert re.search(r"\n  readme_table: 1 comparison, about \d+ s\n  generation: 1 comparison, about \d+ s\n", out)
-    assert re.search(r"all of it, with the report: about \d+ s\n\n== readme_table\n", out)
+    assert re.search(r"all of it, with the report: about \d+ s\n\n== generation\n", out)
     for metric, model in (("Prefill", "llama-8m"), ("TTFT", "llama-15m")):
         assert f"{metric}, paper protocol: mmlu (real token lengths, random ids), {model}" in out
     report = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8")

@@ -245,6 +245,9 @@ def test_messages_in_parquet_and_an_empty_list_of_ids(tmp_path: Path) -> None:
     (tmp_path / "ids.jsonl").write_text('{"input_ids": []}\n{"input_ids": [5, 6]}\n', encoding="utf-8")
     prompts = load(tmp_path / "ids.jsonl")
     assert ([ids.tolist() for ids in prompts.token_ids], prompts.left_out) == ([[5, 6]], 1)
+    (tmp_path / "ids.jsonl").write_text("[]\n[5, 6]\n", encoding="utf-8")  # lists alone, of which the first is empty
+    prompts = load(tmp_path / "ids.jsonl")
+    assert ([ids.tolist() for ids in prompts.token_ids], prompts.left_out) == ([[5, 6]], 1)
 
 
 def test_another_character_set_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

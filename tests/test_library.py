@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from conftest import FAMILIES as LLAMA_LIKE
 from conftest import ROOT, TINY, command, draw_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from src import generate, prefill
@@ -388,6 +397,140 @@ def test_hooks_that_fused_would_pass_over_are_refused() -> None:
     assert len(prefill(model, [[5]]).logits) == 1
     with pytest.raises(ValueError, match=r"model: layers\.1 has hooks, which the fused forward passes over"):
         prefill(model, [[5]], forward="fused")
+
+
+class WindowedConfig(MistralConfig):
+    """A configuration that names its window in its base class alone."""
+
+    def __init__(self, extra: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.extra = extra
+
+
+def of_subclassed_config() -> Any:
+    torch.manual_seed(1)
+    shape = {key: value for key, value in KINDS["mistral"][0].items() if key != "model_type"}
+    return MistralForCausalLM(WindowedConfig(**shape)).eval()
+
+
+def with_a_layer_less() -> Any:
+    model = build("llama")
+    model.model.layers = model.model.layers[:1]
+    return model
+
+
+def of_fewer_layers_in_its_configuration() -> Any:
+    model = build("llama")
+    model.config.num_hidden_layers = 1
+    return model
+
+
+def that_returns_tuples() -> Any:
+    model = build("llama")
+    model.config.return_dict = False
+    return model
+
+
+@pytest.mark.parametrize("forward", ["transformers", "fused"])
+@pytest.mark.parametrize(
+    "make", [of_subclassed_config, with_a_layer_less, of_fewer_layers_in_its_configuration, that_returns_tuples]
+)
+def test_an_unusual_model_is_as_its_own_code_has_it(make: Callable[[], Any], forward: str) -> None:
+    model, prompts = make(), draw_prompts(EDGES[0])
+    done = prefill(model, prompts, forward=forward)
+    model.config.return_dict = True
+    assert max(differences(model, prompts, done)) < 1e-4
+
+
+def test_a_stray_field_that_the_family_does_not_know_changes_nothing() -> None:
+    model, prompts = build("gpt_neox", num_key_value_heads=2), draw_prompts(EDGES[0])
+    assert max(differences(model, prompts, prefill(model, prompts))) < 1e-4
+
+
+class Doubled(torch.nn.Embedding):
+    """An embedding that does more than look up."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(ids)
+
+
+def of_other_parts(name: str) -> Any:
+    model = build("llama")
+    first = model.model.layers[0]
+    if name == "embed_tokens":
+        model.model.embed_tokens = Doubled(TINY["vocab_size"], TINY["hidden_size"])
+    elif name == "layers.0.self_attn":
+        first.self_attn.scaling = 0.05
+    elif name == "layers.0.mlp.act_fn":
+        first.mlp.act_fn = torch.nn.GELU()
+    elif name == "norm":
+        model.model.norm = torch.nn.LayerNorm(TINY["hidden_size"])
+    elif name == "layers.0.input_layernorm":
+        first.input_layernorm.forward = torch.nn.Identity().forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_tokens", "layers.0.self_attn", "layers.0.mlp.act_fn", "norm", "layers.0.input_layernorm"]
+)
+def test_fused_refuses_a_part_that_was_altered_and_the_models_own_code_has_it(name: str) -> None:
+    model, prompts = of_other_parts(name), draw_prompts(EDGES[0])
+    with pytest.raises(ValueError, match=rf"^model: {re.escape(name)} is not as its family has it; use forward='tr"):
+        prefill(model, prompts, forward="fused")
+    assert max(differences(model, prompts, prefill(model, prompts))) < 1e-4
+
+
+class Scaled(LlamaForCausalLM):
+    """A model that does something behind its output layer."""
+
+    @functools.wraps(LlamaForCausalLM.forward)  # with its signature, by which generate knows that it takes positions
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        found = super().forward(*arguments, **named)
+        found.logits = -found.logits
+        return found
+
+
+def that_is(how: str) -> Any:
+    torch.manual_seed(1)
+    shape = {key: value for key, value in TINY.items() if key != "model_type"}
+    config = AutoConfig.for_model("llama", **shape | {"bos_token_id": 1, "eos_token_id": 2})
+    model = (Scaled if how == "a subclass" else LlamaForCausalLM)(config).eval()
+    if how == "patched":
+        model.forward = Scaled.forward.__get__(Scaled(config).eval())
+    elif how == "hooked":
+        model.register_forward_hook(lambda *given: type(given[-1])(**{**given[-1], "logits": -given[-1].logits}))
+    return model
+
+
+@pytest.mark.parametrize(("how", "has"), [("a subclass", "a forward of its own"), ("patched", "a forward of its own"),
+                                          ("hooked", "hooks on the model as a whole")])  # fmt: skip
+def test_what_a_model_does_behind_its_output_layer_is_refused_but_for_generation(how: str, has: str) -> None:
+    model, prompts = that_is(how), draw_prompts([7, 4])
+    with pytest.raises(ValueError, match=f"^model: it has {has}, which prefill, .*; apply it to the logits"):
+        prefill(model, prompts)
+    if how != "patched":  # whose own code is another model's
+        options: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(generate(model, None, prompts, **options), ordinary(model, prompts, **options))
+
+
+def test_generation_by_a_model_that_would_be_given_no_positions_is_refused() -> None:
+    model = build("llama")
+    own = model.forward
+    model.forward = lambda *arguments, **named: own(*arguments, **named)
+    with pytest.raises(ValueError, match=r"^model: its forward does not name position_ids"):
+        generate(model, None, draw_prompts([7, 4]), max_new_tokens=2)
+
+
+def test_windows_that_masks_and_layers_take_differently_are_refused() -> None:
+    # Transformers makes masks by layer_types, and gives layers no window where use_sliding_window is false.
+    model = build("smollm3", layer_types=[SLIDING, FULL], sliding_window=4, use_sliding_window=False)
+    with pytest.raises(
+        ValueError, match=f"^model: layer 0 attends with no sliding window, where layer_types says {SLIDING}"
+    ):
+        prefill(model, draw_prompts([9, 4]))
+    kept = build("smollm3", layer_types=[SLIDING, FULL], sliding_window=4, use_sliding_window=True)
+    prompts = draw_prompts(EDGES[0])
+    assert max(differences(kept, prompts, prefill(kept, prompts))) < 1e-4
 
 
 @pytest.mark.parametrize("forward", ["transformers", "fused"])

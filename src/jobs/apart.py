@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import places, terminal
-from ..cli import EXIT_BAD_INPUT, SHOW_TRACEBACK, recorded, warn
+from ..cli import EXIT_BAD_INPUT, SHOW_TRACEBACK, note_recorded, warn
 from ..compose import register_schemas
 from ..config import Config, as_dict
 from ..records import store
@@ -60,7 +60,7 @@ def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None 
         from .worker import measure_and_print  # torch takes seconds to import, and a parent usually needs none
 
         code = measure_and_print(config, plan)
-        recorded()
+        note_recorded()
         return code
     with tempfile.TemporaryDirectory(prefix="prepack-bench-") as folder:
         pending = Path(folder) / "pending.json"
@@ -89,7 +89,7 @@ def run_apart(config: Config, plan: Plan | None = None, at_most_s: float | None 
                 timer.cancel()
         if code in OWN_EXITS:
             if code in RECORDED_EXITS:
-                recorded()
+                note_recorded()
             return 1 if code == EXIT_FAILED else code
         if "broken off" in over:
             return BROKEN_OFF

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import torch
-
 from .. import terminal
 from ..cli import UserError
 from ..compose import compose
@@ -113,7 +111,7 @@ def seconds(plans: list[Plan], estimated: Callable[[Plan, float], float]) -> flo
 
 def _needed_mb(plan: Plan, size: int) -> float:
     """Lower bound of the memory that a batch of ``size`` prompts needs, in MB of 2**20 bytes."""
-    assignment, element = plan.methods[0], torch.empty((), dtype=plan.dtype).element_size()
+    assignment, element = plan.methods[0], plan.dtype.itemsize
     rows, width = max(assignment.shapes, key=lambda shape: shape[0] * shape[1])
     rows = -(-rows * size // plan.config.batch_size)
     positions = rows * width if plan.config.protocol == "paper" else size

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..prefilling.graphs import captures
+from ..prefilling.graphs import capture_count
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Compiled:
     @classmethod
     def now(cls) -> Compiled:
         """So far; of the compiler nothing where it was never loaded."""
-        captured = cls(captures.seconds, captures.graphs)
+        captured = cls(capture_count.seconds, capture_count.graphs)
         utils: Any = sys.modules.get("torch._dynamo.utils")
         if utils is None:
             return captured

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..config import Config
 from ..prefilling.method import PHASES, Method, Serving
@@ -23,7 +22,7 @@ from ..records.row import Row
 from .batch import timed_batch
 from .compiling import Compiled
 from .memory import PeakMemory
-from .outcome import Outcome, Pass, Run, status_of
+from .outcome import FAILURES, Outcome, Pass, Run, status_of
 from .plan import Plan, shape_of
 from .process import CpuTimes, CpuUse
 from .sampler import Counters, Sampler
@@ -53,7 +52,7 @@ def serve(run: Run, counters: Counters) -> None:
                 samples = _serve(plan, outcome, timer, clock)
                 end_s, cpu = time.perf_counter(), CpuUse.since(before)
                 outcome.compiled_timed = Compiled.now() - warm
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            except FAILURES as error:
                 outcome.fail(*status_of(error))
                 continue
             finally:

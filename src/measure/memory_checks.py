@@ -44,7 +44,7 @@ def _least_bytes(plan: Plan, outcome: Outcome) -> float:
 
     The kernel that was asked for may be missing, which is told later: the bound is the same with any.
     """
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    shape, size = Shape.of(plan.source.config), plan.dtype.itemsize
     bits = {"none": 8 * size, "4": 4, "8": 8}[plan.config.loadbit]
     saved = shape.layer_parameters * max(0.0, size - bits / 8)  # by weights of fewer bits
     if plan.config.protocol == "paper":  # every row is as wide as the widest, with logits at all positions

@@ -100,6 +100,10 @@ class Outcome:
         warn(f"{self.method.name}: {status}, {reason}")
 
 
+# What ends a method's measurement, and becomes its row. Torch's own error of memory is a RuntimeError.
+FAILURES = (RuntimeError, MemoryError)
+
+
 def status_of(error: BaseException) -> tuple[str, str]:
     """What became of a method that ended in an error, as the status of its row and the reason."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

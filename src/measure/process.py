@@ -136,7 +136,7 @@ class CpuUse:
         return self._share(self.throttled_s)
 
     def surely(self, share: float | None) -> float:
-        """How much of a share is beyond what the kernel's steps may have made of nothing; 0 where it is not known."""
+        """The share less the largest error of the kernel's ticks of 10 ms; 0 where it is not known."""
         return 0.0 if share is None or not self.cores_s else max(0.0, share - self.unsure_s / self.cores_s)
 
     def _share(self, seconds: float | None) -> float | None:

@@ -33,7 +33,7 @@ from .faults import reshuffled
 from .invariance import invariance
 from .memory import PeakMemory, give_back, keep_freed_memory, tensors_mb
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
-from .outcome import Outcome, Pass, Run, UsageLoop, status_of
+from .outcome import FAILURES, Outcome, Pass, Run, UsageLoop, status_of
 from .overhead import sampler_overhead
 from .plan import Plan
 from .process import CpuTimes, CpuUse
@@ -71,7 +71,7 @@ def measure(plan: Plan) -> list[Record]:
     try:
         if any(outcome.status == "ok" for outcome in run.outcomes):
             _carry_out(run, counters)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # loading; methods catch their own
+    except FAILURES as error:  # loading; methods catch their own
         for outcome in run.outcomes:
             if outcome.status == "ok":
                 outcome.fail(*status_of(error))
@@ -139,7 +139,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
         except (Missing, UserError) as error:
             outcome.fail("skipped", str(error))
             continue
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        except FAILURES as error:
             outcome.fail(*status_of(error))
             continue
         outcome.compiled = Compiled.now() - before
@@ -200,7 +200,7 @@ def _time(run: Run, counters: Counters) -> None:
                     outcome.compiled += compiled - unsettled
                     skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
                     samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
-                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                except FAILURES as error:
                     outcome.fail(*status_of(error))
                     continue
                 finally:
@@ -273,7 +273,7 @@ def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: 
             usage = sampler.usage(start + counters.window_s, now)
             if usage.valid or now - start >= limit_s:
                 break
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:  # its times stand; utilization stays as it is
+    except FAILURES as error:  # its times stand; utilization stays as it is
         warn(f"{outcome.method.name}: the loop for utilization ended early ({status_of(error)[1]})")
     return None if usage is None else UsageLoop(usage, now - start)
 

@@ -80,7 +80,7 @@ class PhaseTimer:
 
 
 class NoTimer:
-    """For prefills that are not timed (warm-up checks, verification)."""
+    """For prefills that are not timed (verification, batch invariance, profiling)."""
 
     def lap(self, phase: str) -> None:
         """Do nothing."""

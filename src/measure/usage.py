@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 
 from ..prefilling.shape import Shape
 from ..records.row import Row
@@ -50,7 +49,7 @@ def add_memory(row: Row, passes: list[Pass]) -> None:
 
 def least_seconds(plan: Plan, rates: Rates) -> float:
     """What a pass over the batches takes at least at this machine's rates."""
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    shape, size = Shape.of(plan.source.config), plan.dtype.itemsize
     weight_size = {"none": None, "8": 1.0, "4": 0.5}[plan.config.loadbit]
     lengths = (plan.prompts.lengths[batch] for batch in plan.shuffled)
     return sum(limit_seconds(shape, each, size, rates, weight_size) for each in lengths)
@@ -78,7 +77,7 @@ def add_overhead(row: Row, plan: Plan, outcome: Outcome) -> None:
     """
     if row.peak_memory_mb is None or plan.config.loadbit != "none" or outcome.method.serves:
         return
-    shape, size = Shape.of(plan.source.config), torch.empty((), dtype=plan.dtype).element_size()
+    shape, size = Shape.of(plan.source.config), plan.dtype.itemsize
     weights = shape.bytes(0, 0, 0, size) / 2**20
     if not shape.tied:
         weights += size * shape.vocabulary / 2**20

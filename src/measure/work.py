@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..prefilling.attention.kernels import KERNELS, kernel_of
@@ -63,7 +62,7 @@ class Way:
         wanted = (method and method.attention) or plan.options.attention
         kernel = kernel_of(wanted, plan.device, plan.dtype).NAME
         most = most_at_once(plan.options.max_tokens, plan.device.type)
-        size = torch.empty((), dtype=plan.dtype).element_size()
+        size = plan.dtype.itemsize
         return cls(size, kernel, plan.pack, most, plan.device.type != "cpu")
 
     def parts(self, method: Method, lengths: Sequence[int], bins: Bins | None = None) -> list[Part]:

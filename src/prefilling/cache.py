@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from .layout import Layout
 
 NEARLY_ALL = 0.9  # of a cache's rows
-WIDE = torch.complex128  # a type of 16 bytes, for copies of what is really something else
+WIDE = torch.complex128  # a type of 16 bytes: rows are viewed as it, to be copied 16 bytes at a time
 
 
 def new_cache() -> DynamicCache:
@@ -74,8 +74,8 @@ class CacheWriter:
     def _padded(self, like: torch.Tensor) -> torch.Tensor:
         """A line for one layer, zeros wherever no token will come.
 
-        On a CPU, where nearly all of it will be written, it is memory that the C library may have at hand; else pages
-        that come to be when they are written.
+        On a CPU it is ordinary memory where nearly all of it will be written, for malloc may have such memory at hand;
+        else fresh pages of zeros, which cost nothing until they are written.
         """
         if like.device.type == "cpu" and int(self._lengths.sum()) >= NEARLY_ALL * self.spare:
             if self._pads is None:

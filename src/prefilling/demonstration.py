@@ -75,13 +75,13 @@ def answer(chosen: ModelConfig, questions: Sequence[str], new_tokens: int, threa
 
     done = prefill(model, prompts)
     ordinary()  # untimed: the first call of either way sets up what later ones use
-    turns = [(timed(lambda: prefill(model, prompts))[0], timed(ordinary)[0]) for _ in range(TURNS)]
+    turns = [(seconds_of(lambda: prefill(model, prompts)), seconds_of(ordinary)) for _ in range(TURNS)]
     packed_s, padded_s = (statistics.median(each) for each in zip(*turns, strict=True))
     packed_tokens, padded_tokens = generate(model, tokenizer, prompts, **greedy), model.generate(**padded, **greedy)
     answers = [
         (
-            timed(lambda: generate(model, tokenizer, prompts, **greedy))[0],
-            timed(lambda: model.generate(**padded, **greedy))[0],
+            seconds_of(lambda: generate(model, tokenizer, prompts, **greedy)),
+            seconds_of(lambda: model.generate(**padded, **greedy)),
         )
         for _ in range(TURNS)
     ]
@@ -98,11 +98,11 @@ def answer(chosen: ModelConfig, questions: Sequence[str], new_tokens: int, threa
     return 0 if all(same) else 1
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a call takes, and what it returns."""
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     began = time.perf_counter()
-    result = work()
-    return time.perf_counter() - began, result
+    work()
+    return time.perf_counter() - began
 
 
 def show(questions: Sequence[str], lengths: list[int], found: list[Answered]) -> None:

@@ -91,6 +91,11 @@ def logits_of(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def layers_of(model: PreTrainedModel) -> list[Any]:
+    """The layers that the model's own forward computes: fewer than it has, or than it was made with, where pruned."""
+    return list(model.get_decoder().layers[: model.config.num_hidden_layers])
+
+
 @dataclass
 class _Layer:
     qkv: _Linear
@@ -137,7 +142,7 @@ class FusedForward:
         self._window = windows_of(config)[0]  # of all layers: the fused forward serves no mixed ones
         self._passes = passes.fastest(model.device, model.dtype)
         self._layers = []
-        for layer in decoder.layers:
+        for layer in layers_of(model):
             own, mlp = layer.self_attn, layer.mlp
             self._layers.append(
                 _Layer(
@@ -155,14 +160,14 @@ class FusedForward:
         linear = [
             each for layer in self._layers for each in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
         ]
-        self.graphs: Any = None  # where ``graphs.py`` keeps those of this forward
-        # Layers that are called as they are, for their hooks or adapters, are given no rows but the line's.
+        self.graph_forward: Any = None  # where ``graphs.py`` keeps the graphs of this forward
+        # Layers with hooks or adapters are called as they are and must see the line's rows only.
         self._all_packed = all(each.packed is not None for each in linear)
         self._weights = sum(weight.numel() for weight in decoder.layers.parameters())
         self._tile = TILE.get(model.device.type, TILE["cuda"])
 
     def computed_tokens(self, tokens: int) -> int:
-        """Token positions that pass through the model for a line of so many, rows that fill up its products apart."""
+        """Token positions computed for a line of ``tokens``; rows that oneDNN is given beside them are not counted."""
         return tokens
 
     @property
@@ -238,7 +243,7 @@ class OwnForward:
         config = model.config
         self.model = model
         self.kv_heads, self.head_dim = heads_of(config)
-        self.num_layers = config.num_hidden_layers
+        self.num_layers = len(layers_of(model))
 
     def computed_tokens(self, tokens: int) -> int:
         """Token positions that pass through the model for a line of so many."""
@@ -252,8 +257,9 @@ class OwnForward:
         cache = new_cache()
         with within(self.model):
             hidden = self.model.get_decoder()(
-                input_ids=token_ids, position_ids=positions, past_key_values=cache, use_cache=True, segments=segments
-            ).last_hidden_state
+                input_ids=token_ids, position_ids=positions, past_key_values=cache, use_cache=True, segments=segments,
+                return_dict=True,
+            ).last_hidden_state  # fmt: skip
         layer: Any
         for number, layer in enumerate(cache.layers):
             kv = torch.cat([layer.keys, layer.values], dim=1)  # [rows, 2 * kv_heads, width, head_dim]

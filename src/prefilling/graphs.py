@@ -23,18 +23,18 @@ from .forward import FusedForward
 MOST_TOKENS = 4096  # of a bucket: in larger batches computing takes longer than launching
 STEPS = ((1024, 128), (MOST_TOKENS, 512))  # up to so many tokens, buckets are so many apart
 WARM_UPS = 3  # calls before a capture, in which libraries choose and load their kernels
-Capture = Callable[[Callable[[], None]], Callable[[], object]]
+CaptureFunction = Callable[[Callable[[], None]], Callable[[], object]]
 
 
 @dataclass
-class Captures:
+class CaptureCount:
     """How many graphs this process has captured, and the seconds that it took."""
 
     graphs: int = 0
     seconds: float = 0.0
 
 
-captures = Captures()
+capture_count = CaptureCount()
 
 
 def bucket_of(tokens: int) -> int | None:
@@ -66,7 +66,7 @@ class Bucket:
 
 
 @dataclass
-class Captured:
+class CapturedGraph:
     """A graph with the memory that it reads and writes.
 
     Attributes:
@@ -87,7 +87,7 @@ class Captured:
     replay: Callable[[], object]
 
     def fill(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: ByOffsets, last: torch.Tensor) -> None:
-        """Take a batch in: behind it pads of token 0, a segment of them, empty segments, last places of no prompt."""
+        """Copy a batch in and fill up the rest: pads in a segment of their own, empty segments, last places 0."""
         tokens, whole = token_ids.numel(), self.token_ids.numel()
         for own, given in ((self.token_ids, token_ids), (self.positions, positions)):
             own[0, :tokens].copy_(given.view(-1), non_blocking=True)
@@ -110,13 +110,13 @@ class GraphForward:
     def of(cls, model: PreTrainedModel) -> GraphForward:
         """The graphs of ``model`` on its CUDA device, kept with its fused forward, and so made anew with it."""
         fused = FusedForward.of(model)
-        if fused.graphs is None:
-            fused.graphs = cls(fused, functools.partial(cuda_graph, pool=torch.cuda.graph_pool_handle()))
-        return fused.graphs
+        if fused.graph_forward is None:
+            fused.graph_forward = cls(fused, functools.partial(cuda_graph, pool=torch.cuda.graph_pool_handle()))
+        return fused.graph_forward
 
-    def __init__(self, fused: FusedForward, capture: Capture) -> None:
+    def __init__(self, fused: FusedForward, capture: CaptureFunction) -> None:
         self._fused, self._capture = fused, capture
-        self._captured: dict[tuple[Bucket, type[ByOffsets]], Captured] = {}
+        self._captured: dict[tuple[Bucket, type[ByOffsets]], CapturedGraph] = {}
         self._kv: list[torch.Tensor] = []  # of each layer, for the tokens of the largest bucket
         self.elementwise = fused.elementwise
         self.kv_heads, self.head_dim, self.num_layers = fused.kv_heads, fused.head_dim, fused.num_layers
@@ -152,7 +152,7 @@ class GraphForward:
             keep(layer, kv[:tokens])
         return captured.hidden[: len(last)].clone()
 
-    def _make(self, bucket: Bucket, like: ByOffsets) -> Captured:
+    def _make(self, bucket: Bucket, like: ByOffsets) -> CapturedGraph:
         """Capture the forward of a bucket, on pads."""
         device = like.offsets.device
         offsets = torch.arange(bucket.segments + 1, dtype=torch.int32, device=device) * bucket.longest
@@ -160,9 +160,8 @@ class GraphForward:
         ids, positions = torch.zeros((2, 1, bucket.tokens), dtype=torch.int64, device=device).unbind()
         last = torch.zeros(bucket.prompts, dtype=torch.int64, device=device)
         attention = replace(like, offsets=offsets, longest=bucket.longest)
-        # Its hidden states and its replay come with the capture below, which writes into the rest; ids and int are not
-        # they, but stand in their places until then.
-        made = Captured(ids, positions, attention, last, [], hidden=ids, replay=int)
+        # ``hidden`` and ``replay`` are placeholders until the capture below sets them.
+        made = CapturedGraph(ids, positions, attention, last, [], hidden=ids, replay=int)
 
         def keep(layer: int, kv: torch.Tensor) -> None:
             if layer == len(self._kv):
@@ -176,7 +175,8 @@ class GraphForward:
 
         start = time.perf_counter()
         made.replay = self._capture(run)
-        captures.graphs, captures.seconds = captures.graphs + 1, captures.seconds + time.perf_counter() - start
+        capture_count.graphs += 1
+        capture_count.seconds += time.perf_counter() - start
         return made
 
 

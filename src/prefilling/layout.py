@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """What one forward computes: all of a batch, or the part of it that keeps a row within its token budget.
+    """What one forward computes: all of a batch, or the part of it that stays within the token budget of a forward.
 
     Attributes:
         rows: the numbers, within the batch, of the prompts of each row.
@@ -128,7 +128,7 @@ class Layout:
             int64 [rows * width], row * longest + column of the cache.
         """
         first = (numbers + 1) * longest - self.length
-        of_prompt = first[self.segments] + self.positions  # of pads a place of the last prompt, not taken below
+        of_prompt = first[self.segments] + self.positions  # pads (-1) index the last prompt, and are replaced below
         return np.where(self.segments >= 0, of_prompt, spare).ravel()
 
 

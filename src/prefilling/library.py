@@ -31,7 +31,7 @@ from .layout import left_padded
 from .method import PrefillOptions, TokenIds
 from .methods import METHODS
 from .modern import Modern
-from .supported import check_model
+from .supported import check_model, check_output, check_positions
 
 Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor
 
@@ -107,9 +107,13 @@ def prefill(
         ValueError: the model is not supported, or a prompt cannot be prefilled: what, and what would be right.
     """
     check_model(model, forward)
+    check_output(model)
+    return _prefilled(model, _token_ids(model, prompts, tokenizer), method, forward)
+
+
+def _prefilled(model: PreTrainedModel, ids: list[TokenIds], method: str, forward: str) -> PrefillOutput:
     if method not in BATCH_METHODS:
         raise ValueError(f"method: unknown '{method}'; choose one of {', '.join(BATCH_METHODS)}")
-    ids = _token_ids(model, prompts, tokenizer)
     options = PrefillOptions(metric="prefill", forward=forward, max_tokens=MAX_TOKENS)
     with torch.autocast(model.device.type, enabled=False):
         try:
@@ -153,9 +157,10 @@ def generate(
         ValueError: as ``prefill``, or an option would have the prompts computed once more.
     """
     check_model(model, forward)
+    check_positions(model)
     _check_options(model, options)
     ids = _token_ids(model, prompts, tokenizer)
-    done = prefill(model, ids, method, forward=forward)
+    done = _prefilled(model, ids, method, forward)
     layout = left_padded(ids)
     token_ids = np.where(layout.segments < 0, _pad_token(model, tokenizer, options), layout.token_ids)
     cache = done.cache

@@ -163,7 +163,7 @@ def _check_family(family: str, setting: str) -> None:
 def _unloadable(error: Exception, path: str, local: bool, revision: str | None = None) -> UserError:
     if not local:
         return hub.explain(error, "model.path", path, "use model.weights=random or a local folder", revision)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = " ".join(str(error).split())[:200] or type(error).__name__  # its first line alone may name only a rule
     remedy = "give a folder with config.json and safetensors weights, or use model.weights=random"
     return UserError("model.path", f"{path} could not be loaded ({reason})", remedy)
 

@@ -79,23 +79,30 @@ class Shape:
 
 def heads_of(config: PretrainedConfig) -> tuple[int, int]:
     """Heads of keys and values, and the width of a head, which older configurations leave out."""
-    heads: int = config.num_attention_heads
-    kv_heads, head_dim = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+    heads = int(config.num_attention_heads)
+    kv_heads = config.num_key_value_heads if "num_key_value_heads" in _declared(config) else None
+    head_dim = getattr(config, "head_dim", None)  # read also by families that do not declare it
     return kv_heads or heads, head_dim or config.hidden_size // heads
 
 
 def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
-    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one.
-
-    A configuration keeps fields that its family does not know, and the family's layers pass over them: a Llama that
-    says ``sliding_window`` has none. So only fields that the family declares are read.
-    """
-    declared = inspect.signature(type(config).__init__).parameters
+    """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
+    declared = _declared(config)
     window = config.sliding_window if "sliding_window" in declared else None
     kinds = set(config.layer_types or []) if "layer_types" in declared else set()
     if window is None or kinds == {"full_attention"}:
         return (None,)
     return (window, None) if "full_attention" in kinds else (window,)
+
+
+def _declared(config: PretrainedConfig) -> set[str]:
+    """The fields that a configuration's family declares, whichever of its classes does.
+
+    A configuration keeps fields that its family does not know, and the family's layers pass over them: a Llama that
+    says ``sliding_window`` has none.
+    """
+    classes = (each for each in type(config).__mro__ if "__init__" in vars(each))
+    return {name for each in classes for name in inspect.signature(vars(each)["__init__"]).parameters}
 
 
 def widest_of(windows: Iterable[int | None]) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from .freshness import hooks_of
 from .shape import windows_of
@@ -74,8 +77,52 @@ def check_model(model: PreTrainedModel, forward: str) -> None:
         if type(module).__name__ == "Linear4bit" and inputs and inputs % NF4_BLOCK:
             weights = f"4-bit weights of {inputs} inputs, which is no multiple of {NF4_BLOCK}"
             raise ValueError(f"model: {name} has {weights}; load it in 8 bits, or as it is")
+    if windows := _other_windows(model):
+        raise ValueError(f"model: {windows}")
     if forward != "transformers":
         _check_hooks(model)
+        _check_parts(model)
+
+
+def check_output(model: PreTrainedModel) -> None:
+    """See that logits are what the output layer makes of the decoder's hidden states, and nothing else follows it.
+
+    Raises:
+        ValueError: the model as a whole does something of its own, which a prefill would leave out.
+    """
+    (known,) = (base for base in type(model).__mro__ if base.__name__ == FAMILIES[model.config.model_type])
+    own = type(model).forward is not vars(known)["forward"] or (
+        "forward" in vars(model) and not hasattr(model, "_hf_hook")
+    )
+    if own or hooks_of(model):
+        has = "a forward of its own" if own else "hooks on the model as a whole"
+        problem = f"it has {has}, which prefill, calling its decoder and output layer, would leave out"
+        raise ValueError(f"model: {problem}; apply it to the logits that prefill gives, or use generate")
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """See that ``model.generate`` will give the model positions, which it does by what its forward says it takes.
+
+    Raises:
+        ValueError: it will not, so that every prompt but the longest would go on from a wrong position.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        problem = "its forward does not name position_ids, so that generate would count pads as positions"
+        raise ValueError(f"model: {problem}; name it among its parameters")
+
+
+def _other_windows(model: PreTrainedModel) -> str | None:
+    """Where a layer attends within another window than the configuration's ``layer_types`` give it in its mask."""
+    kinds = getattr(model.config, "layer_types", None) or []
+    for number, (layer, kind) in enumerate(zip(model.get_decoder().layers, kinds, strict=False)):
+        attention = getattr(layer, "self_attn", None)
+        if not hasattr(attention, "sliding_window"):
+            continue
+        slides = getattr(attention, "sliding_window", None) is not None
+        if slides != (kind == "sliding_attention"):
+            has = "a sliding window" if slides else "no sliding window"
+            return f"layer {number} attends with {has}, where layer_types says {kind}; mend config.json"
+    return None
 
 
 def unfit(config: Any, forward: str) -> tuple[str, str] | None:
@@ -93,6 +140,8 @@ def unfit(config: Any, forward: str) -> tuple[str, str] | None:
     for name in ("use_bidirectional_attention", "final_logit_softcapping"):
         if getattr(config, name, None):
             return "model", f"{name}={getattr(config, name)} is not supported"
+    if any(window is not None and window < 1 for window in windows_of(config)):
+        return "model", f"sliding_window={config.sliding_window} lets no token see itself"
     if forward == "transformers":
         return None
     mixed = len(windows_of(config)) > 1
@@ -112,3 +161,33 @@ def _check_hooks(model: PreTrainedModel) -> None:
         if hooks_of(module) and not hasattr(module, "in_features"):
             has = f"{name or 'the decoder'} has hooks, which the fused forward passes over"
             raise ValueError(f"model: {has}; use forward='transformers'")
+
+
+def _check_parts(model: PreTrainedModel) -> None:
+    """The fused forward computes what its families publish: a part that was replaced or altered is not seen by it."""
+    decoder = model.get_decoder()
+    altered = [] if type(decoder.embed_tokens) is nn.Embedding else ["embed_tokens"]
+    for number, layer in enumerate(decoder.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        found = {
+            "": type(layer).__module__.startswith("transformers."),
+            "self_attn": type(attention).__module__.startswith("transformers.")
+            and attention.scaling == attention.head_dim**-0.5,
+            "mlp": type(mlp).__module__.startswith("transformers."),
+            "mlp.act_fn": isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation)),
+            "input_layernorm": _is_norm(layer.input_layernorm),
+            "post_attention_layernorm": _is_norm(layer.post_attention_layernorm),
+        }
+        for name in ("q_norm", "k_norm"):
+            found[f"self_attn.{name}"] = _is_norm(getattr(attention, name, None) or layer.input_layernorm)
+        altered += [f"layers.{number}.{name}".rstrip(".") for name, kept in found.items() if not kept]
+    altered += [] if _is_norm(decoder.norm) else ["norm"]
+    for name, module in decoder.named_modules():
+        if "forward" in vars(module) and not hasattr(module, "in_features") and not hasattr(module, "_hf_hook"):
+            altered.append(name or "the decoder")
+    if altered:
+        raise ValueError(f"model: {altered[0]} is not as its family has it; use forward='transformers'")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.") and hasattr(module, "variance_epsilon")

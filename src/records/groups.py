@@ -32,7 +32,8 @@ class Comparison:
     """Measurements of the same work on the same machine.
 
     Attributes:
-        shown: one record per method, in the authors' order: those of one run, then methods that only other runs have.
+        shown: one record per method, in the order of ``METHOD_ORDER``: those of one run, then methods that only other
+            runs have.
         others: records of the same methods in other runs.
     """
 

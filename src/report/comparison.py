@@ -1,4 +1,4 @@
-"""The tables of one comparison: the authors' columns, the phases, and the ratios of ``make bench``."""
+"""The tables of one comparison: the authors' columns, the phases, and the ratios of its methods."""
 
 from __future__ import annotations
 

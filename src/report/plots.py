@@ -29,7 +29,6 @@ from .comparison import per_prompt
 from .words import UNITS, label, model_name, title
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
 class Styles(dict[str, dict[str, Any]]):
     """How each method is drawn: one with an attention kernel of its own dotted, methods that were added in grey."""
 
@@ -37,6 +36,7 @@ class Styles(dict[str, dict[str, Any]]):
         return {"color": self.get(name.partition("+")[0], {"color": "#999999"})["color"], "hatch": "oo"}
 
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart; hatches tell them apart in grey.
 STYLE = Styles({
     "prepacking": {"color": "#0072B2", "hatch": ""},
     "full-batching": {"color": "#E69F00", "hatch": "//"},

@@ -87,7 +87,7 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
     read = READERS[form]
     items: list[Item] = []
     conversations = 0
-    beside = _Beside(names, records)
+    beside = _Beside(names)
     for record, place in zip(records, parsed.places, strict=True):
         value = record.get(name) if isinstance(record, dict) else record
         if name and not isinstance(record, dict | None):
@@ -167,7 +167,7 @@ def _form(records: Sequence[Any], names: dict[str, str], where: str, field: str 
             raise UserError("dataset.text_field", f"{where} has no field '{field}'", f"choose one of {listed}")
         return _no_prompts("", field, where) if numbers(field) else _kind(first(field), field, where), field
     if not names:
-        return _kind(next((record for record in records if record is not None), ""), "", where), ""
+        return _kind(next((record for record in records if record not in (None, [])), ""), "", where), ""
     for wanted in (CHATS, IDS, TEXTS):
         for name in wanted:
             types = (str, list) if wanted is TEXTS else (list,)
@@ -220,8 +220,8 @@ def _whole_characters(text: str) -> str:
 
 
 def _tokens(value: Any, _: str) -> list[Content | None]:
-    if not (isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)):
-        raise ValueError("token ids are whole numbers from 0")
+    if not (isinstance(value, list) and all(type(each) is int and 0 <= each < 2**31 for each in value)):
+        raise ValueError("token ids are whole numbers from 0, below 2**31")
     return [value or None]
 
 
@@ -279,12 +279,13 @@ READERS: dict[str, Callable[[Any, str], list[Content | None]]] = {
 class _Beside:
     """When a record arrived, and how many tokens answered it, where fields say so."""
 
-    def __init__(self, names: dict[str, str], records: Sequence[Any]) -> None:
+    def __init__(self, names: dict[str, str]) -> None:
         self.time = next((names[name] for name in TIMES if name in names), None)
         self.outputs = next((names[name] for name in OUTPUTS if name in names), None)
         # Mooncake and AIPerf count milliseconds; traces of the same shape with an id of the conversation count seconds.
         self.unit = 1e-3 if {"input_length", "text_input"} & set(names) and "chat_id" not in names else 1.0
         self.origin: datetime.datetime | None = None
+        self.kind: str | None = None
 
     def of(self, record: Any, form: str) -> tuple[float | None, int | None]:
         """Both of a record, None where they are not known; of texts, which need neither, also where they are none."""
@@ -306,24 +307,39 @@ class _Beside:
         if moment is None:
             return None
         try:
-            return float(moment) * self.unit
+            counted = float(moment) * self.unit
         except (TypeError, ValueError):
             pass
+        else:
+            self._see_one_kind("counted")
+            return counted
         try:
             found = datetime.datetime.fromisoformat(str(moment))
         except ValueError:
             raise ValueError(f"'{moment}' is no time") from None
+        self._see_one_kind("a date")
         if found.tzinfo:
             found = found.astimezone(datetime.UTC).replace(tzinfo=None)
         self.origin = self.origin or found
         return (found - self.origin).total_seconds()
 
+    def _see_one_kind(self, kind: str) -> None:
+        """Times from zero and dates have no common beginning."""
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise UserError(
+                "dataset.path", f"of '{self.time}' some are dates and some are numbers", "give all in one way"
+            )
+
 
 def _whole(value: Any) -> int:
     try:
-        return int(float(value))
+        found = int(float(value))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"'{value}' is no whole number") from None
+    if abs(found) >= 2**63:
+        raise ValueError(f"'{value}' is too large a number")
+    return found
 
 
 def _words(form: str, name: str, names: dict[str, str]) -> str:

@@ -239,7 +239,7 @@ def _options(
     longest = max(max(lengths) for lengths in batches) + 1  # and the new token
     tokens = max(sum(lengths) for lengths in batches)
     pages = max(sum(math.ceil((length + 1) / PAGE_TOKENS) for length in lengths) for lengths in batches) + 4
-    token_bytes = Shape.of(config).kv_width * torch.empty((), dtype=dtype).element_size()
+    token_bytes = Shape.of(config).kv_width * dtype.itemsize
     options: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": longest,
