@@ -83,21 +83,29 @@ class Lognormal:
 
 @dataclass(frozen=True)
 class Profile:
-    """Batches of prompts as long as those of a real dataset, padded to the longest, or packed into bins of its length.
+    """Batches of prompts as long as those of a real dataset, padded to the longest, against bins or no padding at all.
 
     The cost of a row is its length, and attention's share, which goes with the square.
+
+    Attributes:
+        bins: prompts are packed into bins as long as the longest, each of which costs as much as a padded row; else
+            each prompt costs what its own tokens do, as with attention by segment.
     """
 
     name: str
     prompts: int
     disturbance: Disturbance
+    bins: bool = True
 
     @cached_property
     def costs(self) -> NDArray[np.float64]:
-        """Cost of each batch of the pool, [2, POOL]: padded, packed."""
+        """Cost of each batch of the pool, [2, POOL]: padded, and packed or without padding."""
         lengths, counts = np.loadtxt(PROFILES / f"{self.name}.csv", delimiter=",", skiprows=1, dtype=int).T
         drawn = np.random.default_rng(0).choice(np.repeat(lengths, counts), (POOL, self.prompts))
         longest = drawn.max(1)
+        if not self.bins:
+            own = (drawn * (1 + drawn / ATTENTION)).sum(1)
+            return np.stack([self.prompts * longest * (1 + longest / ATTENTION), own])
         bins = [len(first_fit_decreasing(batch.tolist(), int(m))) for batch, m in zip(drawn, longest, strict=True)]
         row = longest * (1 + longest / ATTENTION)
         return np.stack([self.prompts * row, np.array(bins) * row])
@@ -126,7 +134,7 @@ REAL: dict[str, Regime] = {
     f"{path.stem}, batches of {prompts}": Profile(path.stem, prompts, USUAL)
     for path in sorted(PROFILES.glob("*.csv"))
     for prompts in PROMPTS
-}
+} | {f"mmlu, batches of {prompts}, no padding": Profile("mmlu", prompts, USUAL, bins=False) for prompts in PROMPTS}
 
 
 def coverage(regime: Regime, repeats: int, batches: int, trials: int, rng: np.random.Generator) -> tuple[float, float]:

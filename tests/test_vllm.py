@@ -22,7 +22,7 @@ from src.records.store import Record
 
 LENGTHS = [5, 1, 9]
 STAND_IN = """
-import json, os, pathlib, sys, time
+import gc, json, os, pathlib, sys, time
 __version__ = "0.0-stand-in"
 BEHAVES = os.environ.get("STAND_IN", "")
 if BEHAVES == "no import":
@@ -56,6 +56,7 @@ class LLM:
         time.sleep(0.3)
 
     def generate(self, prompts, sampling, use_tqdm):
+        assert gc.get_freeze_count(), "a collection of all that was imported would fall into the time"
         assert isinstance(sampling, SamplingParams)
         assert not use_tqdm
         lengths = [len(prompt["prompt_token_ids"]) for prompt in prompts]

@@ -20,9 +20,10 @@ from src.measure import work
 from src.measure.memory import Peak
 from src.measure.outcome import Outcome, Pass, Run, UsageLoop
 from src.measure.plan import Assignment, Plan, prepare
+from src.measure.process import CpuUse
 from src.measure.rates import Rates
 from src.measure.sampler import Usage
-from src.measure.usage import add_rates, add_usage
+from src.measure.usage import NO_FLASH, add_rates, add_usage, add_validity
 from src.prefilling.methods import METHODS
 from src.records.row import Row
 from src.records.store import Record
@@ -140,6 +141,21 @@ def test_the_energy_of_a_pass_too_short_to_tell_it_is_by_the_power_of_the_loop(
     long = [Pass([], 4.0, of_span(4.0, energy_j, 500.0), Peak()) for energy_j in (2000.0, 2200.0)]
     add_usage(row, outcome, long)
     assert row.energy_j == 2100
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype", "peak_mb", "noted"),
+    [("paged|sdpa", "bfloat16", 1.0, True), ("paged|sdpa", "bfloat16", None, False),
+     ("paged|sdpa", "float32", 1.0, False), ("paged|flash_attention_2", "bfloat16", 1.0, False)],
+)  # fmt: skip
+def test_an_engine_that_attends_by_its_fallback_on_a_gpu_says_so(
+    attention: str, dtype: str, peak_mb: float | None, noted: bool, tiny_config: Callable[..., Config]
+) -> None:
+    outcome = Outcome(prepare(tiny_config()).methods[0])
+    outcome.passes = [Pass([{"seconds": 1.0}], 1.0, of_span(2.0, 1200.0, 600.0), Peak())]
+    row = Row(attention=attention, dtype=dtype, torch_peak_allocated_mb=peak_mb)
+    add_validity(row, outcome, False, CpuUse())
+    assert (NO_FLASH in str(row.notes)) == noted
 
 
 def test_rates_shares_and_joules_are_those_of_a_pass(tiny_config: Callable[..., Config]) -> None:

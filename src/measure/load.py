@@ -29,6 +29,7 @@ from .sampler import Counters, Sampler
 from .timer import PhaseTimer
 
 LOOKED_AT = 4  # batches that lookahead looks at, unless it is told
+APART_S = 0.02  # between the prompts that an engine is warmed up with one by one
 DISTINCT_SIZES = 3  # of the batches that warm up: one prompt, a whole batch, and between
 
 
@@ -66,7 +67,8 @@ def _warm_up(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
     for _ in range(plan.config.warmup):
         if isinstance(outcome.engine, Serving):
             first = order[: plan.config.batch_size]
-            outcome.engine.serve(plan.token_ids(first), np.zeros(len(first)))
+            for apart_s in (0.0, APART_S):  # as one batch, and then one by one, which take other paths
+                outcome.engine.serve(plan.token_ids(first), np.arange(len(first)) * apart_s)
             continue
         for size in np.unique(np.linspace(1, plan.config.batch_size, DISTINCT_SIZES).astype(int)):
             timed_batch(plan, outcome, timer, order[:size])

@@ -18,6 +18,7 @@ from .sampler import Usage
 from .validity import Evidence, invalid_reasons, notes_of
 
 TERA = 1e12
+NO_FLASH = "the library's flash attention could not be loaded: it attended by torch's over its pages"
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -183,4 +184,7 @@ def add_validity(row: Row, outcome: Outcome, tree_dirty: bool | None, cpu: CpuUs
     ours, ideals = row.attention_kernel, row.ideal_attention_kernel
     if ours and ideals and ours != ideals:
         notes.append(f"its attention ran on {ours}, the ideal's on {ideals}")
+    half_on_gpu = row.torch_peak_allocated_mb is not None and row.dtype != "float32"
+    if row.attention == "paged|sdpa" and half_on_gpu:
+        notes.append(NO_FLASH)
     row.notes = "; ".join(notes) or None

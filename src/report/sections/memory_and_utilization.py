@@ -102,7 +102,7 @@ def claims(found: Found) -> list[Claim]:
     The authors' figure holds the batch before's results too, so it is set beside ours with that fault where it was
     measured, and equals it anywhere in the spread that samples of MMLU give such a ratio.
     """
-    text = "Full-batching needs more than twice the memory of prepacking in large batches of MMLU prompts"
+    text = "Full-batching needs more than twice the memory of prepacking in the paper's prefill of large MMLU batches"
     rule = (
         f"its peak memory (on a CPU above the process without weights) is more than {2 * SAMPLE:g} times prepacking's, "
         f"as the ratio of one sample of prompts may be {100 * (SAMPLE - 1):.0f} % off; it does not below "
