@@ -488,6 +488,7 @@ BAD = {
     "rate=2 metric=prefill": "metric: prefill does not go with arrivals=poisson; add metric=ttft",
     "rate=2 protocol=paper": "protocol: paper does not go with arrivals=poisson; use protocol=modern",
     "rate=2 method=length-ordered": "method: length-ordered needs all prompts before its first batch",
+    "rate=2 method=length-ordered+dense": "method: length-ordered+dense needs all prompts before its first batch",
     "rate=2 method=continuous-batching": "clock: continuous-batching serves in real time only; use clock=real",
     "rate=2 arrivals=trace": "trace: the prompts of 'mmlu' do not say when they came; choose one of azure-code-2023",
     "rate=2 arrivals=trace trace=gone": "trace: there is neither a shipped trace nor a file 'gone'",
