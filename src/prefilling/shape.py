@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +80,15 @@ class Shape:
 
 def heads_of(config: PretrainedConfig) -> tuple[int, int]:
     """Heads of keys and values, and the width of a head, which older configurations leave out."""
-    heads = int(config.num_attention_heads)
-    kv_heads = config.num_key_value_heads if "num_key_value_heads" in _declared(config) else None
+    heads, kind = int(config.num_attention_heads), cast("Any", type(config))
+    kv_heads = config.num_key_value_heads if "num_key_value_heads" in _declared(kind) else None
     head_dim = getattr(config, "head_dim", None)  # read also by families that do not declare it
     return kv_heads or heads, head_dim or config.hidden_size // heads
 
 
 def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
     """The sliding windows of a model's layers, in tokens, each once; None stands for layers without one."""
-    declared = _declared(config)
+    declared = _declared(cast("Any", type(config)))
     window = config.sliding_window if "sliding_window" in declared else None
     kinds = set(config.layer_types or []) if "layer_types" in declared else set()
     if window is None or kinds == {"full_attention"}:
@@ -95,14 +96,15 @@ def windows_of(config: PretrainedConfig) -> tuple[int | None, ...]:
     return (window, None) if "full_attention" in kinds else (window,)
 
 
-def _declared(config: PretrainedConfig) -> set[str]:
-    """The fields that a configuration's family declares, whichever of its classes does.
+@functools.cache
+def _declared(kind: Any) -> frozenset[str]:
+    """The fields that a class of configurations declares, whichever of its bases does.
 
     A configuration keeps fields that its family does not know, and the family's layers pass over them: a Llama that
     says ``sliding_window`` has none.
     """
-    classes = (each for each in type(config).__mro__ if "__init__" in vars(each))
-    return {name for each in classes for name in inspect.signature(vars(each)["__init__"]).parameters}
+    classes = (each for each in kind.__mro__ if "__init__" in vars(each))
+    return frozenset(name for each in classes for name in inspect.signature(vars(each)["__init__"]).parameters)
 
 
 def widest_of(windows: Iterable[int | None]) -> int | None:
