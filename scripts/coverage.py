@@ -103,11 +103,10 @@ class Profile:
         lengths, counts = np.loadtxt(PROFILES / f"{self.name}.csv", delimiter=",", skiprows=1, dtype=int).T
         drawn = np.random.default_rng(0).choice(np.repeat(lengths, counts), (POOL, self.prompts))
         longest = drawn.max(1)
-        if not self.bins:
-            own = (drawn * (1 + drawn / ATTENTION)).sum(1)
-            return np.stack([self.prompts * longest * (1 + longest / ATTENTION), own])
-        bins = [len(first_fit_decreasing(batch.tolist(), int(m))) for batch, m in zip(drawn, longest, strict=True)]
         row = longest * (1 + longest / ATTENTION)
+        if not self.bins:
+            return np.stack([self.prompts * row, (drawn * (1 + drawn / ATTENTION)).sum(1)])
+        bins = [len(first_fit_decreasing(batch.tolist(), int(m))) for batch, m in zip(drawn, longest, strict=True)]
         return np.stack([self.prompts * row, np.array(bins) * row])
 
     def draw(self, rng: np.random.Generator, repeats: int, batches: int) -> tuple[stats.Seconds, stats.Seconds]:

@@ -29,6 +29,14 @@ def example(name: str) -> str:
     return found[1]
 
 
+def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a tree, with the tree's own package."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     """Records of a copy of the tree with the guide's files added to it, and the folder that they lie in."""
@@ -47,11 +55,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
     ):
         assert not (tree / name).exists()
         (tree / name).write_text(example(name), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "--multirun", "experiment=chat_today", "scale=cpu", "device=cpu",
+    done = python(
+        tree, "-m", "src.run", "--multirun", "experiment=chat_today", "scale=cpu", "device=cpu",
          "results_dir=here", "isolate=false", "ideal=false", "utilization_loop_s=0", "sampler_overhead_s=0", "warmup=0",
-         "batch_size=4"],
-        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+         "batch_size=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return tree / "here", [record for record in read_all(tree / "here")]
@@ -77,9 +84,8 @@ def test_an_added_experiment_is_swept_as_the_guide_says(measured: tuple[Path, li
     tree = measured[0].parent
     # What src.reproduce begins with: batches of 64 would not fit into the experiment's prompts; those of its sweep do.
     asked = "from src.jobs.experiments import sweep; print(*sweep('chat_today', ['scale=cpu']), sep='\\n')"
-    done = subprocess.run(
-        [sys.executable, "-c", asked], cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True,
-        text=True, timeout=120,
+    done = python(
+        tree, "-c", asked,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -90,11 +96,10 @@ def test_an_added_experiment_is_swept_as_the_guide_says(measured: tuple[Path, li
 @pytest.mark.slow
 def test_an_added_method_that_needs_all_prompts_serves_no_arrivals(measured: tuple[Path, list[Record]]) -> None:
     tree = measured[0].parent
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
+    done = python(
+        tree, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
          "method=longest-first", "rate=500", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=offline",
-         "isolate=false"],
-        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+         "isolate=false",
     )  # fmt: skip
     line = "error: method: longest-first needs all prompts before its first batch, and they have not arrived"
     assert (done.returncode, done.stderr.splitlines()[-1].split(";")[0]) == (2, line)
@@ -103,11 +108,10 @@ def test_an_added_method_that_needs_all_prompts_serves_no_arrivals(measured: tup
 @pytest.mark.slow
 def test_a_policy_is_found_by_its_file(measured: tuple[Path, list[Record]]) -> None:
     tree = measured[0].parent
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
+    done = python(
+        tree, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
          "rate=500", "policy=longest-wait-alone", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=loaded",
-         "isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"],
-        cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120,
+         "isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = read_all(tree / "loaded")
@@ -127,10 +131,7 @@ def test_its_records_are_reported_also_where_the_method_is_not(measured: tuple[P
 def test_an_experiments_section_is_found_by_its_file_and_takes_its_records(measured: tuple[Path, list[Record]]) -> None:
     results, records = measured
     assert {record.row.experiment for record in records} == {"chat_today"}
-    done = subprocess.run(
-        [sys.executable, "-m", "src.report", "results_dir=here"], cwd=results.parent,
-        env=os.environ | {"PYTHONPATH": str(results.parent)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = python(results.parent, "-m", "src.report", "results_dir=here")
     assert done.returncode == 0, done.stderr
     lines = (results / "report" / "chat_today.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "Method,Batch,Speedup,records"

@@ -62,8 +62,7 @@ class Way:
         wanted = (method and method.attention) or plan.options.attention
         kernel = kernel_of(wanted, plan.device, plan.dtype).NAME
         most = most_at_once(plan.options.max_tokens, plan.device.type)
-        size = plan.dtype.itemsize
-        return cls(size, kernel, plan.pack, most, plan.device.type != "cpu")
+        return cls(plan.dtype.itemsize, kernel, plan.pack, most, plan.device.type != "cpu")
 
     def parts(self, method: Method, lengths: Sequence[int], bins: Bins | None = None) -> list[Part]:
         """What is computed at once of a batch of prompts of these lengths."""
