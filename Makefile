@@ -91,6 +91,8 @@ check-environment:
 	@test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "error: no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	@echo "setting up .venv (once, some minutes; log: .venv/install.log)"
-	@.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 || \
+	@.venv/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' >.venv/install.log 2>&1 || \
 		{ tail -n 20 .venv/install.log; echo "error: installing failed; the whole log: .venv/install.log"; exit 2; }
+	@# pip would compile one file after another. Some packages hold files for other versions of Python, which do not compile.
+	@.venv/bin/python -m compileall -q -j 0 -x '[/\\]tests?[/\\]' .venv/lib >>.venv/install.log 2>&1 || true
 	@touch $@

@@ -86,10 +86,15 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises:
         HydraException, OmegaConfBaseException, UserError: bad input (``cli.guarded`` turns each into one line).
     """
-    composed = _composed(overrides)
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return typed(composed)
+    return typed(composed(overrides))
+
+
+def composed(overrides: Sequence[str] = ()) -> Any:
+    """The same, before it is typed and checked: settings in which one may still refer to another."""
+    found = _by_hydra(overrides)
+    OmegaConf.set_struct(found, False)
+    del found["hydra"]
+    return found
 
 
 def sweep_of(overrides: Sequence[str]) -> dict[str, str]:
@@ -97,10 +102,10 @@ def sweep_of(overrides: Sequence[str]) -> dict[str, str]:
 
     Nothing else of it is checked: its settings may go together only once a value of the sweep is chosen.
     """
-    return {str(key): str(value) for key, value in (_composed(overrides).hydra.sweeper.params or {}).items()}
+    return {str(key): str(value) for key, value in (_by_hydra(overrides).hydra.sweeper.params or {}).items()}
 
 
-def _composed(overrides: Sequence[str]) -> Any:
+def _by_hydra(overrides: Sequence[str]) -> Any:
     register_schemas()
     check_groups(overrides)
     GlobalHydra.instance().clear()
@@ -108,14 +113,14 @@ def _composed(overrides: Sequence[str]) -> Any:
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
-def typed(composed: Any) -> Config:
+def typed(found: Any) -> Config:
     """Turn Hydra's composed config into the checked dataclass.
 
     Raises:
         UserError: a value outside its choices or limits, naming the setting.
     """
-    _check_keys(composed)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    _check_keys(found)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))
     assert isinstance(config, Config)
     _name_own_model(config.model)
     _take_paths(config.dataset)
@@ -127,10 +132,10 @@ def typed(composed: Any) -> Config:
     return config
 
 
-def _check_keys(composed: Any) -> None:
+def _check_keys(found: Any) -> None:
     """Hydra's ``+key=value`` adds keys, and a merge passes over those that the dataclasses lack: here none is."""
     for prefix, schema in (("", Config), ("model.", ModelConfig), ("dataset.", DatasetConfig)):
-        given = composed.get(prefix[:-1]) if prefix else composed
+        given = found.get(prefix[:-1]) if prefix else found
         known = {known.name for known in fields(schema)}
         for key in map(str, given or ()):
             if key not in known:
@@ -224,6 +229,7 @@ def _name_own_dataset(dataset: DatasetConfig) -> None:
             setattr(dataset, instead, None)
 
 
+@functools.cache
 def _shipped(group: str, name: str) -> dict[str, Any] | None:
     file = CONFIG_DIR / group / f"{name}.yaml"
     return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]

@@ -1,7 +1,12 @@
-"""Everything runs offline, on one CPU thread a worker, on models of a few thousand weights."""
+"""Everything runs offline, on one CPU thread a worker, on models of a few thousand weights.
+
+What takes long to import is imported where it is used: the process that hands tests to the workers reads this file too,
+before they start, and uses none of it.
+"""
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 
@@ -12,26 +17,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
+from omegaconf import OmegaConf
 
 from src import cli
-from src.compose import compose
+from src import compose as composing
 from src.config import Config, ModelConfig
-from src.measure import runner
-from src.measure.plan import prepare
-from src.measure.runner import measure as run
-from src.measure.timer import NoTimer
-from src.prefilling.engines import make_engine
-from src.prefilling.method import Prefilled, PrefillOptions
-from src.prefilling.methods import METHODS
-from src.prefilling.models import find_model, load_model
-from src.records.store import Record
-from src.report.cells import Column, Table, make_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from src.prefilling.method import Prefilled
+    from src.records.store import Record
+    from src.report.cells import Table
 
 settings.register_profile("project", deadline=None)  # two workers share two cores: a slow example is no failure
 settings.load_profile("project")
@@ -84,19 +86,29 @@ def _quick_collections() -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_notes() -> None:
+    import torch
+
     cli.warn.cache_clear()
     torch.set_num_threads(1)
 
 
 def texts(header: list[str], body: list[list[str]], records: list[list[str]] | None = None) -> Table:
     """A table of words."""
+    from src.report.cells import Column, make_table
+
     rows = [dict(zip(header, cells, strict=True)) for cells in body]
     return make_table([Column(label) for label in header], rows, records or [])
 
 
-def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, numerics: str = "own", **changes: Any) -> Any:
+def tiny_model(family: str = "llama", dtype: torch.dtype | None = None, numerics: str = "own", **changes: Any) -> Any:
+    """A model of a family; float32 unless said otherwise."""
+    import torch
+
+    from src.prefilling.loading import load_model
+    from src.prefilling.models import find_model
+
     source = find_model(ModelConfig("tiny", weights="random", architecture=FAMILIES[family] | changes))
-    return load_model(source, torch.device("cpu"), dtype, "none", seed=1, numerics=numerics)
+    return load_model(source, torch.device("cpu"), dtype or torch.float32, "none", seed=1, numerics=numerics)
 
 
 def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
@@ -106,11 +118,18 @@ def draw_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
 
 def carry(model: Any, prompts: Any, method: str = "prepacking", timer: Any = None, **options: Any) -> Prefilled:
     """One batch, carried by a method."""
+    from src.measure.timer import NoTimer
+    from src.prefilling.engines import make_engine
+    from src.prefilling.method import PrefillOptions
+    from src.prefilling.methods import METHODS
+
     return make_engine(model, METHODS[method], PrefillOptions(**options)).prefill(prompts, timer or NoTimer())
 
 
 def fail_for(method: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, when: str = "timed") -> None:
     """Have a method raise where it is timed, or where it is verified (which asks for first tokens)."""
+    from src.measure import runner
+
     real = runner.make_engine
 
     def make(model: Any, which: Any, options: Any) -> Any:
@@ -130,14 +149,32 @@ def tiny_config(tmp_path: Path) -> Callable[..., Config]:
     """Compose the shipped configuration onto a tiny model and a temporary results folder."""
 
     def make(*overrides: str) -> Config:
-        return compose([*TINY_OVERRIDES, f"results_dir={tmp_path / 'results'}", *overrides])
+        config = _composed(overrides)
+        if config.results_dir == "unset":
+            config.results_dir = str(tmp_path / "results")
+        return config
 
     return make
+
+
+def _composed(overrides: tuple[str, ...]) -> Config:
+    """What is composed. Hydra takes a fifth of a second: files are composed once, and values merged into that."""
+    files = tuple(each for each in overrides if each.partition("=")[0] in composing.GROUPS)
+    values = [each.lstrip("+") for each in overrides if each not in files]
+    return composing.typed(OmegaConf.merge(_of_files(files), OmegaConf.from_dotlist(values)))
+
+
+@functools.cache
+def _of_files(overrides: tuple[str, ...]) -> Any:
+    return composing.composed([*TINY_OVERRIDES, "results_dir=unset", *overrides])
 
 
 @pytest.fixture
 def measure(tiny_config: Callable[..., Config]) -> Callable[..., list[Record]]:
     """Measure a tiny configuration in this process."""
+
+    from src.measure.plan import prepare
+    from src.measure.runner import measure as run
 
     def make(*overrides: str) -> list[Record]:
         return run(prepare(tiny_config(*overrides)))

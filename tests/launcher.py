@@ -1,4 +1,4 @@
-"""``python -m src.run`` without waiting for imports: forked from a process that has done them all.
+"""``python -m src.run`` and scripts without waiting for imports: forked from a process that has done them all.
 
 As a user has it, a run is a fresh interpreter, and so is the template process that it starts. Tests that are about what
 happens to a run, and need many, take these: both are forks here. Tests of the commands themselves start Python.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -69,24 +70,34 @@ class Started(Polled):
         return (self._folder / "stdout").read_text(encoding="utf-8")
 
 
-def start(*arguments: str, **environment: str) -> Started:
-    """A run in the background, in a session of its own, from the project's root."""
+def start(
+    *arguments: str, script: str | None = None, output: Path | None = None, cwd: Path = ROOT, **environment: str
+) -> Started:
+    """A run in the background, in a session of its own.
+
+    Args:
+        script: Python to run instead, as ``__main__``.
+        output: what it prints goes there.
+    """
     folder = Path(tempfile.mkdtemp(prefix="prepack-bench-started-"))
     for name in ("stdout", "stderr"):
         (folder / name).touch()
     launcher = _launcher()
     assert launcher.stdin
     assert launcher.stdout
-    asked = {"arguments": arguments, "environment": dict(os.environ) | environment, "folder": str(folder)}
+    asked = {
+        "arguments": arguments, "script": script, "cwd": str(cwd), "environment": dict(os.environ) | environment,
+        "folder": str(folder), "output": str(output or folder / "stdout"),
+    }  # fmt: skip
     launcher.stdin.write(json.dumps(asked) + "\n")
     launcher.stdin.flush()
     return Started(int(launcher.stdout.readline()), folder)
 
 
-def finished(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def finished(*arguments: str, timeout: float = 120, **asked: Any) -> subprocess.CompletedProcess[str]:
     """A run, once it has ended."""
-    run = start(*arguments, **environment)
-    out, err = run.communicate()
+    run = start(*arguments, **asked)
+    out, err = run.communicate(timeout)
     return subprocess.CompletedProcess(arguments, run.wait(), out, err)
 
 
@@ -103,6 +114,7 @@ def main() -> None:
     """Read what to run; answer with the process that runs it."""
     for name in ("src.run", "src.jobs.template", "src.jobs.worker"):
         importlib.import_module(name)
+    gc.freeze()  # as the template process does: a run collects garbage before each pass
     for line in sys.stdin:
         with contextlib.suppress(ChildProcessError):  # nobody else asks after those between
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -129,13 +141,17 @@ def _as_started(asked: dict[str, Any], folder: Path) -> NoReturn:
     from src.jobs import apart
 
     os.setsid()
-    for number, name in enumerate((os.devnull, folder / "stdout", folder / "stderr")):
-        os.dup2(os.open(name, os.O_RDWR), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in enumerate((asked["output"], folder / "stderr"), 1):
+        os.dup2(os.open(name, os.O_WRONLY), number)
     _set_environment(asked["environment"])
+    os.chdir(asked["cwd"])
     tempfile.tempdir = None
     apart.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=Forked, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
     )
+    if asked["script"]:
+        _end(lambda: exec(compile(asked["script"], "<script>", "exec"), {"__name__": "__main__"}) or 0)
     sys.argv = ["src.run", *asked["arguments"]]
     _end(functools.partial(cli.guarded, run.main))
 
@@ -185,8 +201,9 @@ def _end(run: Callable[[], int]) -> NoReturn:
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full
+                stream.flush()
         os._exit(code)
 
 

@@ -12,7 +12,7 @@ import pytest
 from src.advise import __main__ as command_line
 from src.advise import under_load
 from src.advise.cost import CostModel
-from src.advise.under_load import Choice, Predictor
+from src.advise.under_load import ChoiceUnderLoad, Predictor
 from src.config import Config
 from src.interval import Interval
 from src.measure.plan import prepare
@@ -80,10 +80,10 @@ def test_every_method_and_policy_is_advised_on(predictor: Predictor) -> None:
     assert "It keeps the objective of 100 ms up to" in words
 
 
-def a_choice(method: str, p99_s: float, largest: Interval | None, stable: bool = True) -> Choice:
+def a_choice(method: str, p99_s: float, largest: Interval | None, stable: bool = True) -> ChoiceUnderLoad:
     one = {name: Interval(p99_s, p99_s, p99_s) for name in ("mean", "p50", "p90", "p99")}
     waits = Waits(one, one, 0.5, 20, 20.0, None, stable)
-    return Choice(METHODS[method], "fifo", 8, waits, Interval(p99_s, 0.9 * p99_s, 1.1 * p99_s), largest)
+    return ChoiceUnderLoad(METHODS[method], "fifo", 8, waits, Interval(p99_s, 0.9 * p99_s, 1.1 * p99_s), largest)
 
 
 def test_advice_in_words(tiny_config: Callable[..., Config]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_OVERRIDES, command, tiny_model
+from conftest import ROOT, TINY_OVERRIDES, tiny_model
+from launcher import finished
 
 from src import cli, reproduce, run
 from src.report import __main__ as report
@@ -249,10 +250,7 @@ def test_a_run_prints_the_authors_columns(call: Call, tmp_path: Path) -> None:
 def test_multirun_sweeps_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
     working = tmp_path / "working"
     working.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "src.run", "--multirun", *TINY_OVERRIDES, "batch_size=2,4", f"results_dir={tmp_path / 'r'}"],
-        cwd=working, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = finished("--multirun", *TINY_OVERRIDES, "batch_size=2,4", f"results_dir={tmp_path / 'r'}", cwd=working)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name.split("-b")[1].split("-")[0] for path in (tmp_path / "r").iterdir()) == ["2", "4"]
     assert not list(working.iterdir())
@@ -390,7 +388,7 @@ def test_output_that_the_terminal_has_no_letters_for_loses_nothing(tmp_path: Pat
 
 def test_the_shipped_real_questions_run_with_the_real_tokenizer(tmp_path: Path) -> None:
     arguments = ("num_prompts=32", "batch_size=16", "repeats=1", "model=llama-8m", f"results_dir={tmp_path}")
-    done = command("src.run", "method=prepacking", "dataset=mmlu", *arguments)
+    done = finished("method=prepacking", "dataset=mmlu", *arguments)
     assert done.returncode == 0, done.stderr
     assert "using the real prompts that come with the program" in done.stderr
     assert "mmlu (shipped real texts), llama-8m" in done.stdout

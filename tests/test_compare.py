@@ -65,12 +65,12 @@ def machine(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def found(*folders: Path) -> pairs.Comparison:
+def found(*folders: Path) -> pairs.Matching:
     return pairs.compare([read_source("ABC"[place], str(folder)) for place, folder in enumerate(folders)])
 
 
-def reasons(comparison: pairs.Comparison) -> set[tuple[str, str, str]]:
-    return {(each.source.letter, each.entry.row.method, each.reason) for each in comparison.unmatched}
+def reasons(comparison: pairs.Matching) -> set[tuple[str, str, str]]:
+    return {(each.source.letter, each.measurement.row.method, each.reason) for each in comparison.unmatched}
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.booleans(), st.floats(0.1, 10))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -29,20 +32,61 @@ def example(name: str) -> str:
     return found[1]
 
 
-def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(tree: Path, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python in a tree, with the tree's own package."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments],
+        cwd=tree,
+        env=environment,
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
+# Runs one line of settings after another: a process for each would mostly import.
+SEVERAL = """
+import contextlib, gc, importlib, io, json, sys
+from src import cli, run
+from src.jobs.experiments import sweep
+importlib.import_module("src.measure.runner")
+gc.freeze()
+done = {"sweep": sweep("chat_today", ["scale=cpu"])}
+for name, arguments in json.load(sys.stdin).items():
+    sys.argv = ["src.run", *arguments]
+    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.guarded(run.main)
+    done[name] = [code, said.getvalue()]
+print(json.dumps(done))
+"""
+LOADED = ["model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson", "rate=500", "num_prompts=12",
+          "batch_size=4", "device=cpu", "isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0"]  # fmt: skip
+RUNS = {
+    "experiment": [
+        "--multirun", "experiment=chat_today", "scale=cpu", "device=cpu", "results_dir=here", "isolate=false",
+        "ideal=false", "utilization_loop_s=0", "sampler_overhead_s=0", "warmup=0", "batch_size=4",
+    ],
+    "refused": [*LOADED, "method=longest-first", "results_dir=offline"],
+    "policy": [*LOADED, "policy=longest-wait-alone", "results_dir=loaded"],
+}  # fmt: skip
+
+
+@dataclass
+class Tree:
+    """A copy of the source tree with the guide's files added to it, and what became of RUNS in it."""
+
+    folder: Path
+    done: dict[str, Any]
+    records: list[Record]
+
+
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
-    """Records of a copy of the tree with the guide's files added to it, and the folder that they lie in."""
-    tree = tmp_path_factory.mktemp("tree")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    folder = tmp_path_factory.mktemp("tree")
     for name in ("src", "configs", "results/paper"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         "src/prefilling/added/longest_first.py",
         "src/prefilling/added/one_by_one.py",
@@ -53,20 +97,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
         "configs/experiment/chat_today.yaml",
         "src/report/sections/chat_today.py",
     ):
-        assert not (tree / name).exists()
-        (tree / name).write_text(example(name), encoding="utf-8")
-    done = python(
-        tree, "-m", "src.run", "--multirun", "experiment=chat_today", "scale=cpu", "device=cpu",
-         "results_dir=here", "isolate=false", "ideal=false", "utilization_loop_s=0", "sampler_overhead_s=0", "warmup=0",
-         "batch_size=4",
-    )  # fmt: skip
+        assert not (folder / name).exists()
+        (folder / name).write_text(example(name), encoding="utf-8")
+    done = python(folder, "-c", SEVERAL, input=json.dumps(RUNS))
     assert done.returncode == 0, done.stdout + done.stderr
-    return tree / "here", [record for record in read_all(tree / "here")]
+    return Tree(folder, json.loads(done.stdout), list(read_all(folder / "here")))
 
 
 @pytest.mark.slow
-def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Record]]) -> None:
-    rows = {record.row.method: record.row for record in measured[1]}
+def test_what_is_added_is_measured_beside_the_rest(tree: Tree) -> None:
+    assert tree.done["experiment"][0] == 0, tree.done["experiment"]
+    rows = {record.row.method: record.row for record in tree.records}
     assert set(rows) == {"full-batching", "longest-first", "one-by-one"}
     for row in rows.values():
         assert (row.status, row.status_reason) == ("ok", None)
@@ -80,62 +121,42 @@ def test_what_is_added_is_measured_beside_the_rest(measured: tuple[Path, list[Re
 
 
 @pytest.mark.slow
-def test_an_added_experiment_is_swept_as_the_guide_says(measured: tuple[Path, list[Record]]) -> None:
-    tree = measured[0].parent
+def test_an_added_experiment_is_swept_as_the_guide_says(tree: Tree) -> None:
     # What src.reproduce begins with: batches of 64 would not fit into the experiment's prompts; those of its sweep do.
-    asked = "from src.jobs.experiments import sweep; print(*sweep('chat_today', ['scale=cpu']), sep='\\n')"
-    done = python(
-        tree, "-c", asked,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"['experiment=chat_today', 'scale=cpu', 'batch_size={size}']" for size in (2, 4)
-    ]
+    assert tree.done["sweep"] == [["experiment=chat_today", "scale=cpu", f"batch_size={size}"] for size in (2, 4)]
 
 
 @pytest.mark.slow
-def test_an_added_method_that_needs_all_prompts_serves_no_arrivals(measured: tuple[Path, list[Record]]) -> None:
-    tree = measured[0].parent
-    done = python(
-        tree, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
-         "method=longest-first", "rate=500", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=offline",
-         "isolate=false",
-    )  # fmt: skip
+def test_an_added_method_that_needs_all_prompts_serves_no_arrivals(tree: Tree) -> None:
+    code, said = tree.done["refused"]
     line = "error: method: longest-first needs all prompts before its first batch, and they have not arrived"
-    assert (done.returncode, done.stderr.splitlines()[-1].split(";")[0]) == (2, line)
+    assert (code, said.splitlines()[-1].split(";")[0]) == (2, line)
 
 
 @pytest.mark.slow
-def test_a_policy_is_found_by_its_file(measured: tuple[Path, list[Record]]) -> None:
-    tree = measured[0].parent
-    done = python(
-        tree, "-m", "src.run", "model=llama-tiny", "dataset=chat", "metric=ttft", "arrivals=poisson",
-         "rate=500", "policy=longest-wait-alone", "num_prompts=12", "batch_size=4", "device=cpu", "results_dir=loaded",
-         "isolate=false", "utilization_loop_s=0", "sampler_overhead_s=0",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = read_all(tree / "loaded")
+def test_a_policy_is_found_by_its_file(tree: Tree) -> None:
+    assert tree.done["policy"][0] == 0, tree.done["policy"]
+    (record,) = read_all(tree.folder / "loaded")
     assert (record.row.policy, record.row.num_batches) == ("longest-wait-alone", 12)
 
 
 @pytest.mark.slow
-def test_its_records_are_reported_also_where_the_method_is_not(measured: tuple[Path, list[Record]]) -> None:
-    summary = (
-        report_on(measured[0]).files[0].read_text(encoding="utf-8")
-    )  # by this tree, which has none of the added files
+def test_its_records_are_reported_also_where_the_method_is_not(tree: Tree) -> None:
+    # By this tree, which has none of the added files.
+    summary = report_on(tree.folder / "here").files[0].read_text(encoding="utf-8")
     assert "| longest-first" in summary
     assert "| one-by-one" in summary
 
 
 @pytest.mark.slow
-def test_an_experiments_section_is_found_by_its_file_and_takes_its_records(measured: tuple[Path, list[Record]]) -> None:
-    results, records = measured
-    assert {record.row.experiment for record in records} == {"chat_today"}
-    done = python(results.parent, "-m", "src.report", "results_dir=here")
+def test_an_experiments_section_is_found_by_its_file_and_takes_its_records(tree: Tree) -> None:
+    results = tree.folder / "here"
+    assert {record.row.experiment for record in tree.records} == {"chat_today"}
+    done = python(tree.folder, "-m", "src.report", "results_dir=here")
     assert done.returncode == 0, done.stderr
     lines = (results / "report" / "chat_today.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "Method,Batch,Speedup,records"
-    assert len(lines) == 1 + len(records)
+    assert len(lines) == 1 + len(tree.records)
     page = (results / "report" / "report.html").read_text(encoding="utf-8")
     assert "Longest first is faster than full-batching on our chats" in page
     summary = (results / "report" / "summary.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from src.cli import UserError
 from src.compose import compose
 from src.config import FAULT_NEEDS, FAULTS, Config
 from src.jobs import agenda
-from src.measure import faults, runner
+from src.measure import faults, turns
 from src.measure import rows as summary
 from src.measure.plan import Plan, prepare
 from src.prefilling.method import dataset_bins
@@ -143,8 +143,8 @@ def test_untimed_packing_is_that_of_the_dataset_and_not_of_a_batch(
     measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[int] = []
-    real = runner.dataset_bins
-    monkeypatch.setattr(runner, "dataset_bins", lambda *asked: (packed.append(1), real(*asked))[1])
+    real = turns.dataset_bins
+    monkeypatch.setattr(turns, "dataset_bins", lambda *asked: (packed.append(1), real(*asked))[1])
     both = "methods=[prepacking,dataset-prepacking]"
     measure(both)
     assert len(packed) == 2 + 1  # repeats and warm-up

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src import stats
 from src.compare import plot as compare_plot
-from src.compare.sources import Entry
+from src.compare.sources import Measurement
 from src.records.row import Row
 from src.records.store import Record
 from src.report import methods_as_ratios, plots
@@ -68,7 +68,7 @@ def test_a_comparisons_plot_marks_what_it_cuts(tmp_path: Path) -> None:
     figure, axes = plots.plt.subplots()
     axes.set_xscale("log")
     axes.set_xlim(0.5, 2)
-    entry = Entry(a_row("prepacking"))
+    entry = Measurement(a_row("prepacking"))
     compare_plot._line(axes, 0, entry, stats.Interval(1.5, 1.2, 9.0), "o", "black", "")
     compare_plot._line(axes, 1, entry, stats.Interval(1.5, float("nan"), float("nan")), "s", "black", "")
     assert (">", 2, 0) in marks_of(axes)

@@ -170,7 +170,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr("src.measure.runner.load_model", lambda *_: tiny_model())
     monkeypatch.setattr("src.jobs.reproducing.sweep", sweep)
-    monkeypatch.setattr("src.jobs.agenda.run_apart", measure)
+    monkeypatch.setattr("src.jobs.in_time.run_apart", measure)
     monkeypatch.setattr(Forecast, "seconds", estimate)
     monkeypatch.setattr(Forecast, "report_s", 1.0)
     monkeypatch.setattr(Clock, "left_s", property(lambda _: state["left"]))

@@ -25,11 +25,12 @@ MODEL, DATA = (
 SHORT = [*TINY_OVERRIDES, "repeats=1", "warmup=0", "verify_batches=1", "num_prompts=8", "batch_size=8"]
 # Measures for each line of settings that comes in: a process of its own for each would mostly import.
 SEVERAL = """
-import contextlib, copy, io, json, os, sys, time
+import contextlib, copy, gc, io, json, os, sys, time
 from src import cli, compose, hub
 from src.jobs import worker
 common, cases = json.load(sys.stdin)
 base = compose.compose(common)
+gc.freeze()
 for typed, environment in cases:
     cli.warn.cache_clear()
     os.environ.update(environment)

@@ -11,7 +11,7 @@ import torch
 from conftest import draw_prompts, tiny_model
 from torch.nn.attention import SDPBackend
 
-from src.measure import kernels, runner
+from src.measure import kernels, runner, turns
 from src.measure.kernels import fastest, ideals, kernels_in, kernels_of
 from src.measure.plan import prepare
 from src.measure.timer import NoTimer
@@ -158,9 +158,9 @@ def test_the_profiled_pass_is_not_among_the_timed_ones(
     monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., Any]
 ) -> None:
     events: list[str] = []
-    real_profile, real_timed = kernels.kernels_of, runner._timed_pass
+    real_profile, real_timed = kernels.kernels_of, turns._timed_pass
     monkeypatch.setattr(kernels, "kernels_of", lambda *a: (events.append("profiled"), real_profile(*a))[1])
-    monkeypatch.setattr(runner, "_timed_pass", lambda *a: (events.append("timed"), real_timed(*a))[1])
+    monkeypatch.setattr(turns, "_timed_pass", lambda *a: (events.append("timed"), real_timed(*a))[1])
     (record,) = runner.measure(prepare(tiny_config("method=prepacking")))
     assert events == ["timed"] * 3 + ["profiled"]  # warm-up and two repeats
     assert len(record.samples) == 2 * 3

@@ -35,7 +35,8 @@ from src.config import ModelConfig
 from src.prefilling import library, supported
 from src.prefilling.cache import new_cache
 from src.prefilling.forward import FusedForward
-from src.prefilling.models import check_quantizable, check_served, find_model, load_model
+from src.prefilling.loading import load_model
+from src.prefilling.models import check_quantizable, check_served, find_model
 from src.prefilling.shape import windows_of
 
 # One checkpoint of each family, small; what the documentation says of its attention.

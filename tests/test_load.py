@@ -17,7 +17,7 @@ from src import run
 from src.cli import UserError
 from src.compare import pairs
 from src.compare.page import table
-from src.compare.sources import Entry, Source
+from src.compare.sources import Measurement, Source
 from src.compose import compose
 from src.config import Config
 from src.jobs import largest_rate, trying
@@ -435,7 +435,7 @@ def test_runs_by_themselves_are_shown_too_with_an_objective_or_without(measure: 
 def test_two_machines_are_compared_by_what_prompts_waited() -> None:
     rows = [row_at(4, 0.05, ttft_mean_s=mean_s, ttft_mean_low_s=0.9 * mean_s, ttft_mean_high_s=1.1 * mean_s,
                    seconds_per_batch_mean=0.01, workload_fingerprint="f") for mean_s in (0.04, 0.02)]  # fmt: skip
-    sources = [Source(letter, letter, [Entry(row)], {}) for letter, row in zip("AB", rows, strict=True)]
+    sources = [Source(letter, letter, [Measurement(row)], {}) for letter, row in zip("AB", rows, strict=True)]
     (pair,) = pairs.compare(sources).pairs
     assert pair.ratio is not None
     assert pair.ratio.value == pytest.approx(2)

@@ -21,7 +21,7 @@ from src.cli import UserError
 from src.compose import compose
 from src.config import Config
 from src.jobs.duration import in_words
-from src.measure import machine, memory_checks, runner
+from src.measure import machine, memory_checks, turns
 from src.measure.memory import PeakMemory
 from src.measure.memory_checks import leave_out_what_cannot_fit
 from src.measure.nvml import HARMLESS_REASONS, NoCounters, NvmlCounters, Reading, throttle_names
@@ -32,7 +32,7 @@ from src.measure.process import ProcessCounters
 from src.measure.rates import matmul_rate
 from src.measure.sampler import Sampler
 from src.measure.timer import PhaseTimer
-from src.measure.work import Way, memory_bytes
+from src.measure.work import ForwardSettings, memory_bytes
 from src.prefilling.models import find_model
 from src.prefilling.shape import Shape
 
@@ -310,8 +310,8 @@ def test_what_cannot_fit_on_a_gpu_is_not_tried(
     small, large = (prepare(tiny_config(*settings, f"batch_size={size}")) for size in (1, 12))
     shape, method = Shape.of(large.source.config), large.methods[1].method
     lengths = [large.prompts.lengths[batch].tolist() for batch in large.methods[1].batches]
-    way = Way.of(replace(large, devices=(GPU,)), method)
-    needed = max(memory_bytes(shape, method, each, way) for each in lengths) / 2**20
+    settings = ForwardSettings.of(replace(large, devices=(GPU,)), method)
+    needed = max(memory_bytes(shape, method, each, settings) for each in lengths) / 2**20
     # Padded rows hold more while they are computed, and what an engine holds is its own choice.
     for fraction, statuses in ((9, ["ok"] * 3), (1.1, ["oom", "ok", "ok"]), (0.9, ["oom", "oom", "ok"])):
         tried = on_a_gpu_of(fraction * needed, monkeypatch, small, large)
@@ -352,7 +352,7 @@ def test_before_a_pass_on_a_gpu_the_batch_of_most_computed_positions_runs(
 ) -> None:
     """Of a padded method it's the one with the longest prompt, though another may hold more useful tokens."""
     ran: list[list[int]] = []
-    monkeypatch.setattr(runner, "timed_batch", lambda plan, outcome, timer, batch, bins: ran.append(list(batch)))
+    monkeypatch.setattr(turns, "timed_batch", lambda plan, outcome, timer, batch, bins: ran.append(list(batch)))
     plan = prepare(tiny_config("methods=[full-batching,padding-free]", "num_prompts=6", "batch_size=3"))
     shuffled = [[0, 1, 2], [3, 4, 5]]
     plan.prompts.token_ids[:] = draw_prompts([9, 9, 9, 12, 1, 1])
@@ -361,7 +361,7 @@ def test_before_a_pass_on_a_gpu_the_batch_of_most_computed_positions_runs(
     padded.assignment = replace(padded.assignment, batches=plan.shuffled, shapes=[(3, 9), (3, 12)])
     free.assignment = replace(free.assignment, batches=plan.shuffled, shapes=[(3, 9), (3, 5)])
     for outcome in (padded, free):
-        runner._settle(replace(plan, devices=(GPU,)), outcome, PhaseTimer(CPU))
+        turns._settle(replace(plan, devices=(GPU,)), outcome, PhaseTimer(CPU))
     assert ran == [shuffled[1], shuffled[0]]
 
 

@@ -16,9 +16,10 @@ from src.compose import compose
 from src.config import ModelConfig
 from src.measure.verify import verify
 from src.prefilling.engines import make_engine
+from src.prefilling.loading import load_model
 from src.prefilling.method import PrefillOptions
 from src.prefilling.methods import METHODS
-from src.prefilling.models import check_quantizable, find_model, load_model
+from src.prefilling.models import check_quantizable, find_model
 
 CPU = torch.device("cpu")
 WIDE = TINY | {"hidden_size": 64, "intermediate_size": 128}

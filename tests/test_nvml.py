@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY_OVERRIDES
+from launcher import finished
 
 OURS = "11111111-aaaa-bbbb-cccc-111111111111"  # the second GPU that the stub has
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -43,7 +44,15 @@ show = lambda value: print(json.dumps(value))
 def built_stub(folder: Path) -> Path:
     """The folder, with a freshly compiled libnvidia-ml.so.1 in it."""
     assert COMPILER
-    built = ["-shared", "-fPIC", "-Wall", "-o", str(folder / "libnvidia-ml.so.1"), str(ROOT / "tests" / "nvml_stub.c")]
+    built = [
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wl,-soname,libnvidia-ml.so.1",
+        "-o",
+        str(folder / "libnvidia-ml.so.1"),
+        str(ROOT / "tests" / "nvml_stub.c"),
+    ]
     subprocess.run([COMPILER, *built], check=True, capture_output=True)
     return folder
 
@@ -55,11 +64,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tried(library: Path, script: str, timeout: float = 60, **told: str) -> Any:
     """What a script shows that is run, after START, in a process whose driver's library is the stub."""
-    environment = os.environ | {"LD_LIBRARY_PATH": str(library)} | {f"NVML_STUB_{key}": told[key] for key in told}
-    done = subprocess.run(
-        [sys.executable, "-c", START + script],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+    # Loaded once, it is what the name stands for from then on.
+    loaded = f"import ctypes\nctypes.CDLL({str(library / 'libnvidia-ml.so.1')!r})\n"
+    environment = {f"NVML_STUB_{key}": told[key] for key in told}
+    done = finished(script=loaded + START + script, timeout=timeout, **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -245,7 +253,11 @@ show([found.source, found.reason, found.read().gaps])
 
 def test_no_library_and_no_such_gpu_are_no_counters_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library", encoding="ascii")  # hides a real one
-    source, reason = tried(tmp_path, f'found = gpu_counters(lambda: "{OURS}")\nshow([found.source, found.reason])')
+    # A file that is none stands before the driver's own, where there is one, for a process that has loaded neither.
+    script = f'{START}found = gpu_counters(lambda: "{OURS}")\nshow([found.source, found.reason])'
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=True)
+    source, reason = json.loads(done.stdout)
     assert source == "none"
     assert "NVMLError_LibraryNotFound: NVML Shared Library Not Found" in reason
 
@@ -257,14 +269,14 @@ def test_a_gpu_that_is_not_there_is_no_counters_with_the_reason(library: Path) -
 
 COMPARISON = """
 from src.compose import compose
-from src.measure import runner
+from src.measure import runner, turns
 from src.measure.plan import prepare
-real, told = runner._timed_pass, {told}
+real, told = turns._timed_pass, {told}
 def noted(*arguments):
     if arguments[4][0] == 1:
         tell(**told)
     return real(*arguments)
-runner.counters_for, runner._timed_pass = lambda *devices: NvmlCounters("{ours}"), noted
+runner.counters_for, turns._timed_pass = lambda *devices: NvmlCounters("{ours}"), noted
 record = runner.measure(prepare(compose({overrides})))[0]
 from dataclasses import asdict
 show([asdict(record.row), record.manifest])

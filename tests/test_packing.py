@@ -28,6 +28,8 @@ def naive_first_fit_decreasing(lengths: list[int], capacity: int) -> Bins:
 @pytest.mark.parametrize("name", sorted(PACKINGS))
 @given(lengths=batches, spare=st.integers(0, 30))
 def test_every_packing_holds_each_prompt_once_within_capacity(name: str, lengths: list[int], spare: int) -> None:
+    if name == "optimal":
+        lengths = lengths[:20]  # of more some take seconds to prove
     capacity = max(lengths) + spare
     bins = PACKINGS[name](lengths, capacity)
     assert sorted(index for members in bins for index in members) == list(range(len(lengths)))

@@ -60,11 +60,11 @@ PARENT = """
 import os, sys
 import torch
 from src import reproduce
-from src.jobs import agenda, reproducing
+from src.jobs import in_time, reproducing
 
 small = sys.argv[1:]
 reproducing.sweep = lambda name, common: [[*small, *common, f"batch_size={size}"] for size in (4, 3, 2)]
-measure, left = agenda.run_apart, []
+measure, left = in_time.run_apart, []
 
 def measured(*arguments):
     left.append(torch.cuda.is_initialized())
@@ -72,7 +72,7 @@ def measured(*arguments):
         torch.cuda.get_device_name()  # what no parent may do: the last comparison shows what it would cost
     return measure(*arguments)
 
-agenda.run_apart = measured
+in_time.run_apart = measured
 sys.argv[1:] = ["experiment=today", "scale=gpu", "minutes=2", f"results_dir={os.environ['RESULTS']}"]
 code = reproduce.main()
 assert left == [False] * 3, left
@@ -90,7 +90,7 @@ def test_a_parent_opens_no_gpu_and_so_its_rows_are_valid(tmp_path: Path) -> None
         "LD_LIBRARY_PATH": str(built_stub(tmp_path)), "NVML_STUB_CONTEXTS": str(contexts), "RESULTS": str(results),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
     }  # fmt: skip
-    small = [*TINY_OVERRIDES, "isolate=true", "dtype=float32", "sampler_interval_s=0.01", "num_prompts=100"]
+    small = [*TINY_OVERRIDES, "isolate=true", "dtype=float32", "sampler_interval_s=0.01", "num_prompts=40"]
     done = subprocess.run(
         [sys.executable, "-c", PARENT, *small, "methods=[full-batching,prepacking]"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,

@@ -31,9 +31,9 @@ from src.prefilling.attention.kernels import KERNELS
 from src.prefilling.engines import make_engine
 from src.prefilling.ideal import Ideal
 from src.prefilling.library import prefill
+from src.prefilling.loading import ATTENTION, random_model
 from src.prefilling.method import PrefillOptions
 from src.prefilling.methods import METHODS
-from src.prefilling.models import ATTENTION, random_model
 from src.prefilling.split import skeleton
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built for CUDA, this one is for CPUs")

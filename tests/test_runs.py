@@ -16,7 +16,7 @@ from conftest import fail_for
 from src.cli import UserError
 from src.compose import compose
 from src.config import Config
-from src.measure import memory_checks, runner
+from src.measure import memory_checks, runner, turns
 from src.measure.plan import prepare
 from src.prefilling import published
 from src.records import store as records
@@ -108,13 +108,13 @@ def test_methods_take_turns_in_a_seeded_random_order(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[tuple[int, str]] = []
-    real = runner._timed_pass
+    real = turns._timed_pass
 
     def noted(plan: Any, outcome: Any, timer: Any, bar: Any, place: Any, skip: Any) -> Any:
         order.append((place[0], outcome.method.name))
         return real(plan, outcome, timer, bar, place, skip)
 
-    monkeypatch.setattr(runner, "_timed_pass", noted)
+    monkeypatch.setattr(turns, "_timed_pass", noted)
     runs = []
     for _ in range(2):
         runner.measure(prepare(tiny_config(ALL, "repeats=6", "rerun=true")))
@@ -131,7 +131,7 @@ def test_repeats_go_on_until_intervals_are_narrow_or_max_repeats(
     measure: Measure, precision: str, repeats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "0.99":  # times of a loaded machine decide nothing here
-        monkeypatch.setattr(runner, "precise", lambda *_: True)
+        monkeypatch.setattr(turns, "precise", lambda *_: True)
     for record in measure(ALL, f"precision={precision}", "max_repeats=4"):
         assert (record.row.status, record.row.repeats) == ("ok", repeats)
 

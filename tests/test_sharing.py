@@ -29,7 +29,7 @@ from src.measure.validity import CHANGED_TREE
 from src.provenance import EARLIER_CODE, EARLIER_FILES, code_hash
 from src.records import schema
 from src.records import store as records
-from src.records.row import COLUMNS, STATUSES, Row
+from src.records.row import CHOICES, COLUMNS, Row
 from src.records.store import Record
 
 sys.path.append(str(ROOT / "scripts"))
@@ -47,20 +47,24 @@ VALUES = {
     "float": st.floats(allow_nan=False, allow_infinity=False),
     "bool": st.booleans(),
 }
-COLUMN = st.sampled_from(sorted(set(schema.ROW) - {"run_id", "status"}))
+COLUMN = st.sampled_from(sorted(set(schema.ROW) - {"run_id", "rate", *CHOICES}))
 CELL = COLUMN.flatmap(
     lambda name: st.tuples(st.just(name), VALUES[schema.ROW[name].split()[0]] | st.just(getattr(Row(), name)))
 )
-ROWS = st.builds(lambda cells, status: dict(cells) | {"status": status}, st.lists(CELL), st.sampled_from(STATUSES))
+CHOSEN = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in CHOICES.items()})
+ROWS = st.builds(
+    lambda cells, chosen, rate: dict(cells) | chosen | {"rate": rate}, st.lists(CELL), CHOSEN, VALUES["float"]
+)
 JSON = (
     st.none() | st.booleans() | st.integers() | VALUES["float"] | st.sampled_from([3.0, "", "ok", [], {}, [3], ["a"]])
 )
+PLAIN = {"run_id": "run", "metric": "ttft", "protocol": "modern"}
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 def content_of(row: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """What a record.json holds."""
-    content = {"schema_version": schema.SCHEMA_VERSION, "row": vars(Row(run_id="run")) | (row or {}),
+    content = {"schema_version": schema.SCHEMA_VERSION, "row": vars(Row(**PLAIN)) | (row or {}),
                "prompt_lengths": [3, 5], "manifest": {}}  # fmt: skip
     return content | changes
 
@@ -156,7 +160,7 @@ def test_what_the_schema_accepts_is_what_is_read(name: str, value: Any) -> None:
 
 
 def test_numbers_that_json_lacks_are_written_and_read_as_null(tmp_path: Path) -> None:
-    row = Row(run_id="run", seconds_per_batch_std=float("nan"), padding_ratio=float("inf"))
+    row = Row(**PLAIN, seconds_per_batch_std=float("nan"), padding_ratio=float("inf"))
     made = {"sampler_overhead_low_pct": float("nan"), "packages": {"torch": None}}
     path = records.write(Record(row, made, {}), tmp_path)
     VALIDATOR.validate(json.loads((path / "record.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))
@@ -171,6 +175,9 @@ def test_numbers_that_json_lacks_are_written_and_read_as_null(tmp_path: Path) ->
     ("content", "line"),
     [
         (content_of({"batch_size": "many"}), "row.batch_size is 'many', not a whole number"),
+        (content_of({"metric": "abc"}), "row.metric is 'abc', not one of prefill, ttft"),
+        (content_of({"protocol": ""}), "row.protocol is '', not one of modern, paper"),
+        (content_of({"arrivals": "poisson", "rate": None}), "row.arrivals is 'poisson', and rate is missing"),
         (content_of({"batch_size": True}), "row.batch_size is true, not a whole number"),
         (content_of({"batch_size": 1.5}), "row.batch_size is 1.5, not a whole number"),
         (content_of({"repeats": None}), "row.repeats is null, not a whole number"),

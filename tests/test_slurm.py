@@ -170,7 +170,7 @@ def test_bad_settings_end_in_one_line(node: None, swept: list[str], call: Call, 
 
 def test_a_search_is_one_job_that_leaves_word_when_it_has_ended(tmp_path: Path) -> None:
     runs = {"searches": [[*TINY_OVERRIDES, "batch_size=4"]], "others": [[*TINY_OVERRIDES, "batch_size=4"]] * 2}
-    search, other = cluster.tasks(runs, "searches", tmp_path)
+    search, other = cluster.jobs_of(runs, "searches", tmp_path)
     assert search.outcome
     assert (search.name == other.name, other.outcome) == (False, None)
     search.outcome.parent.mkdir()

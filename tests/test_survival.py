@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from launcher import finished, start
 from src import hub, run
 from src.cli import UserError
 from src.config import Config, as_dict
-from src.jobs import agenda, apart, template, worker
+from src.jobs import agenda, apart, in_time, template, worker
 from src.jobs.forecast import Clock, Forecast
 from src.measure.machine import manifest
 from src.measure.outcome import Run, status_of
@@ -36,14 +37,6 @@ from src.records.store import Record
 APART = [*TINY_OVERRIDES, "isolate=true"]
 Call = Callable[..., tuple[int, str, str]]
 Measure = Callable[..., list[Record]]
-
-
-def start_python(*arguments: str) -> subprocess.Popen[str]:
-    """A run in the background, in a session and an interpreter of its own, as a user has it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.run", *arguments], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
 def children(parent: int) -> list[int]:
@@ -165,9 +158,9 @@ def test_a_sweep_killed_at_random_moments_ends_with_every_row_once(tmp_path: Pat
         killed.wait()
         nothing_is_lost()
     assert seen, "the moments are badly chosen"
-    # As a user has it: parent, template and fork.
+    # Parent, template and fork.
     apart = (*sweep, "isolate=true")
-    parent = start_python(*apart)
+    parent = start(*apart)
     wait_for(lambda: measuring(parent.pid) or parent.poll() is not None)
     below: set[int] = set()
     end = time.monotonic() + moments.uniform(0, 1.5)
@@ -175,7 +168,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_every_row_once(tmp_path: Pat
         below |= {*children(parent.pid), measuring(parent.pid) or parent.pid}
         time.sleep(0.02)
     parent.kill()
-    parent.communicate()
+    parent.wait()
     for pid in below:  # the kernel takes them along
         wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10)
     nothing_is_lost()
@@ -304,12 +297,20 @@ def test_a_library_that_ends_the_process_leaves_a_row(
 
 
 def test_who_stops_reading_loses_no_measurement(tmp_path: Path) -> None:
-    line = (f"{sys.executable} -m src.run --multirun {' '.join(APART)} methods=[prepacking,full-batching] repeats=1 "
-            f"batch_size=2,4 results_dir={tmp_path}")  # fmt: skip
-    for end in ("| head -c 1", "> /dev/full", ">&-"):
-        subprocess.run(["bash", "-c", f"{line} rerun=true {end}"], cwd=ROOT, capture_output=True, check=False)
-        found = rows(tmp_path)
-        assert {row.status for row in found.values()} == {"ok"}, end
+    asked = [*APART, "methods=[prepacking,full-batching]", "repeats=1"]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    to_head = start("--multirun", *asked, "batch_size=2,4", f"results_dir={tmp_path / 'head'}", output=pipe)
+    wait_for(lambda: to_head.poll() is not None or select.select([reader], [], [], 0)[0])
+    os.close(reader)  # as `head` does, once it has enough
+    to_head.wait()
+    full = start("--multirun", *asked, "batch_size=2,4", f"results_dir={tmp_path / 'full'}", output=Path("/dev/full"))
+    full.wait()
+    line = f"{sys.executable} -m src.run {' '.join(asked)} results_dir={tmp_path / 'closed'} >&-"
+    subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, check=False)
+    for name, expected in (("head", 4), ("full", 4), ("closed", 2)):
+        assert [row.status for row in rows(tmp_path / name).values()] == ["ok"] * expected, name
 
 
 def test_a_limit_that_holds_no_prompts_is_named(
@@ -345,12 +346,12 @@ def test_memory_that_runs_out_is_what_the_search_for_a_batch_looks_for(
     """`make reproduce` ended in an error whenever the search for the largest batch had found it."""
     plan = prepare(tiny_config())
     search = SimpleNamespace(search=lambda overrides, folder, fits, measured: measured(plan))
-    monkeypatch.setattr(agenda, "SEARCHES", {"largest_batch": search, "under_load": search})
-    monkeypatch.setattr(agenda, "estimate", lambda *_: 1.0)
-    monkeypatch.setattr(agenda, "run_apart", lambda *_: ended)
-    monkeypatch.setattr(agenda, "_rows", lambda _: [Row(status=status)])
+    monkeypatch.setattr(in_time, "SEARCHES", {"largest_batch": search, "under_load": search})
+    monkeypatch.setattr(in_time, "estimate", lambda *_: 1.0)
+    monkeypatch.setattr(in_time, "run_apart", lambda *_: ended)
+    monkeypatch.setattr(in_time, "_rows", lambda _: [Row(status=status)])
     task = agenda.Task(experiment, [], [plan], searches=experiment != "today")
-    assert agenda.measure([task], tmp_path, Forecast(tmp_path), Clock(None, 0.0)) == (code, [])
+    assert in_time.measure([task], tmp_path, Forecast(tmp_path), Clock(None, 0.0)) == (code, [])
 
 
 @pytest.mark.skipif(resident_mb() is None, reason="this system does not tell memory in use")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from src.measure import process, runner, validity
+from src.measure import process, runner, turns, validity
 from src.measure.memory import Peak
 from src.measure.process import CpuUse
 from src.measure.sampler import RISE_S, _rising
@@ -264,7 +264,7 @@ def test_a_quiet_run_on_a_cpu_is_valid_however_short(
 def clean(monkeypatch: pytest.MonkeyPatch, dirty: bool | None = False, others: float | None = 0.0) -> None:
     """Nothing but what a test is about speaks against a measurement: tests share the machine with each other."""
     if others is not None:
-        monkeypatch.setattr(runner.CpuUse, "since", lambda _: process.CpuUse(1.0, others))
+        monkeypatch.setattr(process.CpuUse, "since", lambda _: process.CpuUse(1.0, others))
     monkeypatch.setattr(validity, "UNSETTLED", 1e9)
     real = runner.machine.manifest
     monkeypatch.setattr(runner.machine, "manifest", lambda device: real(device) | {"git_dirty": dirty})
@@ -298,7 +298,7 @@ def test_a_loop_gives_short_passes_enough_windows_and_no_times(
 def test_a_loop_that_fails_leaves_the_times_standing(
     measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, times = runner.timed_batch, []
+    real, times = turns.timed_batch, []
 
     def failing(*arguments: Any) -> Any:
         times.append(1)
@@ -306,7 +306,7 @@ def test_a_loop_that_fails_leaves_the_times_standing(
             raise RuntimeError("lost")
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "timed_batch", failing)
+    monkeypatch.setattr(turns, "timed_batch", failing)
     (record,) = measure("method=full-batching", "utilization_loop_s=5", "sampler_interval_s=1")
     assert record.row.status == "ok"
     assert record.row.seconds_per_batch_mean is not None
@@ -317,7 +317,7 @@ def test_a_dirty_tree_and_swap_are_in_the_record(
     measure: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean(monkeypatch, dirty=True)
-    monkeypatch.setattr(runner.PeakMemory, "read", lambda *_: Peak(resident_mb=9.0, swapped_mb=3.0))
+    monkeypatch.setattr(turns.PeakMemory, "read", lambda *_: Peak(resident_mb=9.0, swapped_mb=3.0))
     (record,) = measure("method=full-batching")
     assert record.row.valid is False
     reasons = str(record.row.invalid_reasons).split("; ")
@@ -330,7 +330,7 @@ def test_a_method_that_failed_is_neither_valid_nor_invalid(
     def failing(*_: Any) -> Any:
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(runner, "timed_batch", failing)
+    monkeypatch.setattr(turns, "timed_batch", failing)
     (record,) = measure("method=full-batching")
     assert (record.row.status, record.row.valid) == ("error", None)
 

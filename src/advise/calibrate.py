@@ -24,14 +24,14 @@ from ..measure import machine
 from ..measure.plan import Plan
 from ..measure.process import BUSY, CpuTimes, CpuUse, available_mb
 from ..measure.timer import PhaseTimer
-from ..measure.work import Way, memory_bytes, work_of
+from ..measure.work import ForwardSettings, memory_bytes, work_of
 from ..prefilling.engines import make_engine
 from ..prefilling.method import Engine, Method, TokenIds
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins
 from ..prefilling.shape import Shape
 from ..records import store as records
-from .cost import Sample
+from .cost import CalibrationBatch
 
 CALIBRATED = ("full-batching", "prepacking", "padding-free")
 SHORTEST_PROMPT = 4
@@ -150,14 +150,14 @@ def calibrate(bench: Bench, plan: Plan, shape: Shape, budget_s: float) -> tuple[
     return measured, share <= BUSY
 
 
-def samples_of(measured: Sequence[dict[str, Any]], plan: Plan, shape: Shape) -> list[Sample]:
+def samples_of(measured: Sequence[dict[str, Any]], plan: Plan, shape: Shape) -> list[CalibrationBatch]:
     """What ``calibrate`` measured, as the cost model takes it: each batch's work, and the median of its rounds."""
-    way = Way.of(plan)
+    settings = ForwardSettings.of(plan)
     return [
-        Sample(
+        CalibrationBatch(
             entry["group"],
             entry["method"],
-            work_of(shape, METHODS[entry["method"]], entry["lengths"], way),
+            work_of(shape, METHODS[entry["method"]], entry["lengths"], settings),
             float(np.median(entry["seconds"])),
         )
         for entry in measured
@@ -182,13 +182,13 @@ def sized(plan: Plan, shape: Shape, methods: Sequence[Method], tokens: float) ->
 
     Where all are too many even at their smallest, the cheapest; and none that needs more than half of the memory.
     """
-    way, memory = Way.of(plan), _memory(plan.device)
+    settings, memory = ForwardSettings.of(plan), _memory(plan.device)
 
     def at(scale: float) -> dict[Mix, list[int]]:
         return {mix: mix.lengths(scale, plan.source.max_positions) for mix in MIXES}
 
     def cost(lengths: Sequence[int]) -> float:
-        return PASSES * sum(part.computed_tokens for method in methods for part in way.parts(method, lengths))
+        return PASSES * sum(part.computed_tokens for method in methods for part in settings.parts(method, lengths))
 
     low, high = 0.0, 8.0
     for _ in range(20):
@@ -197,7 +197,7 @@ def sized(plan: Plan, shape: Shape, methods: Sequence[Method], tokens: float) ->
     chosen: dict[Mix, list[int]] = {}
     left = max(tokens, 0.0) * 1.001 + 1
     for mix, lengths in sorted(at(low).items(), key=lambda item: cost(item[1])):
-        needed = max(memory_bytes(shape, method, lengths, way) for method in methods)
+        needed = max(memory_bytes(shape, method, lengths, settings) for method in methods)
         if cost(lengths) <= left and needed <= memory:
             chosen[mix] = lengths
             left -= cost(lengths)
@@ -221,7 +221,7 @@ def key_of(plan: Plan, shape: Shape) -> dict[str, Any]:
         "loadbit": plan.config.loadbit,
         "packing": plan.config.packing,
         "forward": plan.config.forward,
-        "attention": Way.of(plan).kernel,
+        "attention": ForwardSettings.of(plan).kernel,
         "device_name": machine.device_name(plan.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -10,7 +10,7 @@ import numpy as np
 from ..cli import UserError
 from ..interval import Interval
 from ..measure.plan import Plan
-from ..measure.work import Floats, Way, memory_bytes, work_of
+from ..measure.work import Floats, ForwardSettings, memory_bytes, work_of
 from ..prefilling.method import Method, dataset_bins
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.packing import Bins
@@ -72,7 +72,7 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
 
     Not serving engines, which batch by rules of their own, and not methods that were added.
     """
-    way = Way.of(plan)
+    settings = ForwardSettings.of(plan)
     others = [each for each in METHODS.values() if each.name != BASELINE and model.knows(each.name)]
     found: list[Choice] = []
     for batch_size in batch_sizes:
@@ -81,8 +81,8 @@ def choices(plan: Plan, shape: Shape, model: CostModel, batch_sizes: Sequence[in
             batches, bins = _batches(plan, method, batch_size)
             lengths = [plan.prompts.lengths[batch].tolist() for batch in batches]
             laid = list(zip(lengths, bins, strict=True))
-            work = [work_of(shape, method, each, way, own) for each, own in laid]
-            needed = max(memory_bytes(shape, method, each, way, own) for each, own in laid)
+            work = [work_of(shape, method, each, settings, own) for each, own in laid]
+            needed = max(memory_bytes(shape, method, each, settings, own) for each, own in laid)
             seconds, spread = model.seconds(np.array(work)), 0.0
             if method.name == BASELINE:
                 baseline_s = float(seconds.sum())

@@ -19,7 +19,7 @@ from ..prefilling.methods import BASELINE
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationBatch:
     """One batch, measured: ``group`` numbers the batch (its methods are left out together), ``seconds`` its time."""
 
     group: int
@@ -77,7 +77,7 @@ def _half_interval(residuals: Floats) -> float:
     return float(np.sqrt(np.mean(residuals**2)) * t.ppf(0.975, max(len(residuals) - 1, 1)))
 
 
-def fit(samples: Sequence[Sample]) -> CostModel:
+def fit(samples: Sequence[CalibrationBatch]) -> CostModel:
     """Costs from a calibration, and how well each of its batches is predicted by the costs fitted to the others.
 
     Raises:

@@ -12,7 +12,7 @@ from ..measure import gpus
 from ..measure.machine import device_name, pick_device
 from ..measure.plan import prepare
 from ..measure.process import CpuTimes, CpuUse
-from ..prefilling.models import load_model
+from ..prefilling.loading import load_model
 from ..prefilling.shape import Shape
 from ..report.cells import Column, as_markdown, fixed, make_table, thousands, times
 from . import calibrate, choosing, under_load

@@ -18,7 +18,7 @@ from ..jobs.largest_rate import PER_DOUBLING, judged, rate_of, steps
 from ..jobs.trying import drive
 from ..measure.load import looked_at
 from ..measure.plan import Plan
-from ..measure.work import Way, work_of
+from ..measure.work import ForwardSettings, work_of
 from ..prefilling.method import Method
 from ..prefilling.methods import BASELINE, METHODS
 from ..prefilling.shape import Shape
@@ -37,7 +37,7 @@ MOST = 500  # prompts of a prediction
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChoiceUnderLoad:
     """A method with a policy and a batch size, and what is predicted for it at the rate asked for."""
 
     method: Method
@@ -73,12 +73,12 @@ class Predictor:
 
     def serve(self, method: Method, factor: float = 1.0) -> Serve:
         """How long batches are predicted to take, times ``factor``."""
-        way = Way.of(self.plan)
+        settings = ForwardSettings.of(self.plan)
 
         def seconds(members: Sequence[int]) -> float:
             lengths = tuple(sorted(self.lengths[list(members)].tolist()))
             if (method.name, lengths) not in self._seconds:
-                work = work_of(self._shape, method, lengths, way)
+                work = work_of(self._shape, method, lengths, settings)
                 self._seconds[method.name, lengths] = float(self._model.seconds(work))
             return factor * self._seconds[method.name, lengths]
 
@@ -93,10 +93,10 @@ class Predictor:
         return virtual(times_s, chooser(policy, rules), serve)
 
     def waits(self, method: Method, policy: str, batch_size: int, rate: float, factor: float = 1.0) -> Waits:
-        """What prompts are predicted to wait."""
+        """What prompts are predicted to wait, without intervals: how far costs are off says more than chance does."""
         slo_ms = self.plan.config.slo_ms
         served = self.served(method, policy, batch_size, rate, self.serve(method, factor))
-        return waits_of(served, None if slo_ms is None else slo_ms / 1000)
+        return waits_of(served, None if slo_ms is None else slo_ms / 1000, draws=0)
 
     def largest(self, method: Method, policy: str, batch_size: int, factor: float = 1.0) -> float:
         """The largest rate at which p99 is predicted to keep the objective; 0: none does."""
@@ -119,7 +119,7 @@ class Predictor:
         return float(np.exp(-half)), float(np.exp(half))
 
 
-def choices(predictor: Predictor, batch_sizes: Sequence[int]) -> list[Choice]:
+def choices(predictor: Predictor, batch_sizes: Sequence[int]) -> list[ChoiceUnderLoad]:
     """Every method under every policy, full-batching with fifo first.
 
     Each with the batch size that keeps the objective up to the largest rate or, without one, has the lowest p99.
@@ -133,7 +133,7 @@ def choices(predictor: Predictor, batch_sizes: Sequence[int]) -> list[Choice]:
             rates = {size: predictor.largest(method, policy, size) if searches else 0.0 for size in batch_sizes}
             size = min(waits, key=lambda size: (-rates[size], not waits[size].stable, waits[size].ttft["p99"].value))
             ends = [predictor.waits(method, policy, size, predictor.rate, f).ttft["p99"].value for f in (fast, slow)]
-            choice = Choice(method, policy, size, waits[size], _around(waits[size].ttft["p99"].value, *ends))
+            choice = ChoiceUnderLoad(method, policy, size, waits[size], _around(waits[size].ttft["p99"].value, *ends))
             if rates[size]:
                 ends = [predictor.largest(method, policy, size, factor) for factor in (fast, slow)]
                 choice = replace(choice, largest=_around(rates[size], *ends))
@@ -150,7 +150,7 @@ def _ms(seconds: Interval) -> Interval:
     return Interval(1000 * seconds.value, 1000 * seconds.low, 1000 * seconds.high)
 
 
-def table(found: Sequence[Choice], slo_ms: float | None) -> str:
+def table(found: Sequence[ChoiceUnderLoad], slo_ms: float | None) -> str:
     """A Markdown table of every choice."""
     columns = [
         Column("Method"), Column("Policy"), Column("Batch size"), Column("p99 TTFT (ms)", estimate()),
@@ -168,7 +168,7 @@ def table(found: Sequence[Choice], slo_ms: float | None) -> str:
     return as_markdown(make_table(columns, body, ()))
 
 
-def advice(found: Sequence[Choice], c: Config) -> tuple[Choice, str]:
+def advice(found: Sequence[ChoiceUnderLoad], c: Config) -> tuple[ChoiceUnderLoad, str]:
     """The choice to make, and sentences that say what to expect.
 
     With an objective the one that keeps it up to the largest rate, else the one of the lowest p99. What the prediction
@@ -199,7 +199,7 @@ def advice(found: Sequence[Choice], c: Config) -> tuple[Choice, str]:
     return best, " ".join(words)
 
 
-def check(predictor: Predictor, bench: Bench, found: Sequence[Choice]) -> str:
+def check(predictor: Predictor, bench: Bench, found: Sequence[ChoiceUnderLoad]) -> str:
     """Serve the same arrivals with batches that are really computed, by each method's best policy, beside fifo."""
     plan, order = predictor.plan, np.concatenate(predictor.plan.shuffled)
     columns = [Column("Method"), Column("Policy"), Column("Batch size"), Column("Predicted p99 (ms)", estimate()),
@@ -220,12 +220,12 @@ def check(predictor: Predictor, bench: Bench, found: Sequence[Choice]) -> str:
     return as_markdown(make_table(columns, body, ()))
 
 
-def _after_one_batch(predictor: Predictor, each: Choice, serve: Callable[[Sequence[int]], float]) -> Waits:
+def _after_one_batch(predictor: Predictor, each: ChoiceUnderLoad, serve: Callable[[Sequence[int]], float]) -> Waits:
     serve(list(range(min(each.batch_size, len(predictor.lengths)))))  # libraries load
     return waits_of(predictor.served(each.method, each.policy, each.batch_size, predictor.rate, serve), None)
 
 
-def _worth_checking(found: Sequence[Choice]) -> list[Choice]:
+def _worth_checking(found: Sequence[ChoiceUnderLoad]) -> list[ChoiceUnderLoad]:
     picked = []
     for method in dict.fromkeys(each.method.name for each in found):
         own = [each for each in found if each.method.name == method]

@@ -16,10 +16,10 @@ from ..cli import UserError
 from ..prefilling.methods import method_of
 from ..records.row import Row
 from ..report.cells import markdown, times
-from ..report.words import UNITS, label, told_apart
-from .pairs import Comparison, Pair, Unmatched, group_of
+from ..report.words import label, title_anywhere
+from .pairs import Matching, Pair, Unmatched, group_of
 from .plot import draw
-from .sources import FACTS, Entry, Source
+from .sources import FACTS, Measurement, Source
 
 NAMED = ("metric", "protocol", "model", "dataset", "dtype", "loadbit", "faults", "batch_size", "num_prompts", "method",
          "packing", "forward", "workload_fingerprint")  # fmt: skip
@@ -35,13 +35,13 @@ COLUMNS = (
 NO_TIME = "no time in it"
 
 
-def page(found: Comparison, noise_floor: float) -> str:
+def page(found: Matching, noise_floor: float) -> str:
     """comparison.md: the verdict, what the sources ran on, each comparison's table, and what could not be compared."""
     head = [["A (reference)" if not place else each.letter, each.name, *(each.facts[name] for name in FACTS)]
             for place, each in enumerate(found.sources)]  # fmt: skip
     parts = ["# Comparison", "", *verdict(found, noise_floor), "", markdown(["", "Source", *FACTS], head), ""]
     for pairs in grouped(found.pairs):
-        parts += [f"## {heading(pairs[0].row)}", "", table(pairs, noise_floor), ""]
+        parts += [f"## {title_anywhere(pairs[0].row)}", "", table(pairs, noise_floor), ""]
     parts += [line for source in found.sources for line in source.notes]
     parts += _reading(found, noise_floor)
     if found.unmatched:
@@ -49,7 +49,7 @@ def page(found: Comparison, noise_floor: float) -> str:
     return "\n".join(parts)
 
 
-def verdict(found: Comparison, noise_floor: float) -> list[str]:
+def verdict(found: Matching, noise_floor: float) -> list[str]:
     """Up to three lines for each source: how the comparison ended, by how much, and what has no counterpart."""
     lines = []
     for source in found.sources[1:]:
@@ -94,16 +94,6 @@ def grouped(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return [[pair for same in methods.values() for pair in same] for methods in groups.values()]
 
 
-def heading(row: Row) -> str:
-    """What a table is about, wherever it was measured."""
-    bits = "" if row.loadbit == "none" else f", {row.loadbit}-bit weights"
-    return (
-        f"{UNITS.get(row.metric, row.metric)}, {row.protocol} protocol: {row.dataset} ({row.dataset_source}), "
-        f"{row.model} ({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
-        f"{row.num_prompts:,} prompts{told_apart(row)}" + (f", with faults: {row.faults}" if row.faults else "")
-    )
-
-
 def table(pairs: Sequence[Pair], noise_floor: float) -> str:
     """One comparison in Markdown, and what must stand below it.
 
@@ -120,7 +110,7 @@ def table(pairs: Sequence[Pair], noise_floor: float) -> str:
         "that over A's",
     ]
     body: list[list[str]] = []
-    last: Entry | None = None
+    last: Measurement | None = None
     for pair in pairs:
         if pair.reference is not last:
             name = label(pair.row) + (f", {pair.row.policy}" if pair.row.policy else "")
@@ -138,10 +128,10 @@ def _offline(row: Row) -> bool:
     return method_of(row.method).needs_dataset
 
 
-def _seconds(entry: Entry) -> str:
-    if entry.seconds is None:
-        return NO_TIME if entry.row.status == "ok" else entry.row.status
-    return f"{entry.seconds:.4g}" + (" !" if entry.row.valid is False else "")
+def _seconds(measurement: Measurement) -> str:
+    if measurement.seconds is None:
+        return NO_TIME if measurement.row.status == "ok" else measurement.row.status
+    return f"{measurement.seconds:.4g}" + (" !" if measurement.row.valid is False else "")
 
 
 def _said(found: stats.Interval | None) -> str:
@@ -153,7 +143,7 @@ def _said(found: stats.Interval | None) -> str:
 def _notes(pairs: Sequence[Pair]) -> list[str]:
     """What must stand below a table: what failed, what is INVALID, and what the marks mean."""
     sides = [("A", pair.reference) for pair in pairs] + [(pair.source.letter, pair.other) for pair in pairs]
-    measured = {(letter, entry.key): entry.row for letter, entry in sides}
+    measured = {(letter, measurement.key): measurement.row for letter, measurement in sides}
     lines = []
     for (letter, _), row in measured.items():
         if row.status != "ok":
@@ -171,7 +161,7 @@ def _notes(pairs: Sequence[Pair]) -> list[str]:
     return lines
 
 
-def _reading(found: Comparison, noise_floor: float) -> list[str]:
+def _reading(found: Matching, noise_floor: float) -> list[str]:
     if not found.pairs:
         return []
     lines = [
@@ -200,13 +190,13 @@ def _unmatched(left: Sequence[Unmatched]) -> str:
         groups.setdefault((each.source.letter, each.other.letter, _kind(each)), []).append(each)
     body = []
     for (here, there, _), same in groups.items():
-        row = same[0].entry.row
+        row = same[0].measurement.row
         status = "" if row.status == "ok" else f" ({row.status})"
-        body.append([here, there, str(len(same)), same[0].reason, f"{label(row)}{status}: {heading(row)}"])
+        body.append([here, there, str(len(same)), same[0].reason, f"{label(row)}{status}: {title_anywhere(row)}"])
     return markdown(["Here", "There", "Measurements", "Reason (of the first)", "The first of them"], body)
 
 
-def records(found: Comparison, noise_floor: float) -> list[dict[str, object]]:
+def records(found: Matching, noise_floor: float) -> list[dict[str, object]]:
     """The lines of comparison.csv, one per pair and one per measurement that was not compared."""
     lines = []
     for pair in found.pairs:
@@ -230,15 +220,16 @@ def records(found: Comparison, noise_floor: float) -> list[dict[str, object]]:
         lines.append(line)
     for each in found.unmatched:
         side = "reference" if each.source is found.sources[0] else "source"
-        line = {name: getattr(each.entry.row, name) for name in NAMED}
-        line |= {side: each.source.name, f"{side}_status": each.entry.row.status,
-                 f"{side}_seconds_per_batch": each.entry.seconds, "not_compared_because": each.reason}  # fmt: skip
+        line = {name: getattr(each.measurement.row, name) for name in NAMED}
+        line |= {side: each.source.name, f"{side}_status": each.measurement.row.status,
+                 f"{side}_seconds_per_batch": each.measurement.seconds,
+                 "not_compared_because": each.reason}  # fmt: skip
         line["source" if side == "reference" else "reference"] = each.other.name
         lines.append(line)
     return lines
 
 
-def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> list[Path]:
+def write(found: Matching, noise_floor: float, text: str, out_dir: Path) -> list[Path]:
     """Write comparison.md, comparison.csv and the plot, each whole or not at all, and return where they are.
 
     Raises:
@@ -256,7 +247,7 @@ def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> li
             (draft / "comparison.md").write_text(linked, encoding="utf-8")
             (draft / "comparison.csv").write_text(text_of_csv.getvalue(), encoding="utf-8")
             groups = grouped(found.pairs)
-            titles = [heading(pairs[0].row) for pairs in groups]
+            titles = [title_anywhere(pairs[0].row) for pairs in groups]
             draw(groups, found.sources, titles, noise_floor, draft / "comparison")
             for file in sorted(draft.iterdir(), key=lambda file: (file.suffix != ".md", file.name)):
                 os.replace(file, out_dir / file.name)
@@ -267,14 +258,14 @@ def write(found: Comparison, noise_floor: float, text: str, out_dir: Path) -> li
     return written
 
 
-def regressions(found: Comparison, share: float) -> list[str]:
+def regressions(found: Matching, share: float) -> list[str]:
     """In words, each method that got slower by more than ``share`` with its whole interval, or that now fails.
 
     Where there is no interval, as of one batch measured once, the ratio itself is judged.
     """
     lines = []
     for pair in found.pairs:
-        what = f"{pair.source.letter}, {label(pair.row)}, {heading(pair.row)}"
+        what = f"{pair.source.letter}, {label(pair.row)}, {title_anywhere(pair.row)}"
         if pair.fails_now:
             lines.append(f"{what}: {pair.other.row.status}, {pair.other.row.status_reason}")
         elif pair.ratio is not None and pair.slower_by(share):
@@ -285,12 +276,12 @@ def regressions(found: Comparison, share: float) -> list[str]:
     return lines
 
 
-def judged_by_themselves(found: Comparison) -> int:
+def judged_by_themselves(found: Matching) -> int:
     """How many ratios have no interval, so that only the ratio itself could be judged."""
     return sum(pair.ratio is not None and not pair.has_interval for pair in found.pairs)
 
 
-def unpaired(found: Comparison) -> list[Source]:
+def unpaired(found: Matching) -> list[Source]:
     """The sources of which no time could be compared with the reference's."""
     compared = {pair.source.letter for pair in found.pairs if pair.ratio is not None or pair.fails_now}
     return [source for source in found.sources[1:] if source.letter not in compared]

@@ -10,7 +10,7 @@ from .. import stats
 from ..prefilling.methods import BASELINE, method_of
 from ..records.groups import place_of
 from ..records.row import HOW, WORK, Row, batches_are_draws, key, parts, value_of
-from .sources import Entry, Source
+from .sources import Measurement, Source
 
 # What tells two measurements apart, in the order in which a reader would ask. Some are not matched themselves, but say
 # why the workloads or the models differ. What identifies a measurement and is not named here comes after these.
@@ -48,8 +48,8 @@ class Pair:
     """
 
     source: Source
-    reference: Entry
-    other: Entry
+    reference: Measurement
+    other: Measurement
     ratio: stats.Interval | None = None
     speedups: tuple[stats.Interval | None, stats.Interval | None] = (None, None)
     change: stats.Interval | None = None
@@ -91,12 +91,12 @@ class Unmatched:
 
     source: Source
     other: Source
-    entry: Entry
+    measurement: Measurement
     reason: str
 
 
 @dataclass
-class Comparison:
+class Matching:
     """Every measurement of the sources, matched or not; the first source is the reference."""
 
     sources: Sequence[Source]
@@ -104,20 +104,24 @@ class Comparison:
     unmatched: list[Unmatched] = field(default_factory=list)
 
 
-def compare(sources: Sequence[Source]) -> Comparison:
+def compare(sources: Sequence[Source]) -> Matching:
     """Match each source with the first, and compare the times of what matches."""
-    reference, found = sources[0], Comparison(sources)
+    reference, found = sources[0], Matching(sources)
     for other in sources[1:]:
-        left = sorted(other.entries, key=_place)
-        for entry in sorted(reference.entries, key=_place):
-            twin = _twin(entry, left)
+        left = sorted(other.measurements, key=_place)
+        for measurement in sorted(reference.measurements, key=_place):
+            twin = _twin(measurement, left)
             if twin is not None:
                 left.remove(twin)
-                found.pairs.append(_pair(reference, entry, other, twin))
+                found.pairs.append(_pair(reference, measurement, other, twin))
             else:
-                found.unmatched.append(Unmatched(reference, other, entry, _reason(entry, other.entries)))
-        for entry in left:
-            found.unmatched.append(Unmatched(other, reference, entry, _reason(entry, reference.entries)))
+                found.unmatched.append(
+                    Unmatched(reference, other, measurement, _reason(measurement, other.measurements))
+                )
+        for measurement in left:
+            found.unmatched.append(
+                Unmatched(other, reference, measurement, _reason(measurement, reference.measurements))
+            )
     return found
 
 
@@ -126,17 +130,17 @@ def group_of(row: Row) -> tuple[object, ...]:
     return key(row, WORK)
 
 
-def _place(entry: Entry) -> tuple[object, ...]:
-    row = entry.row
+def _place(measurement: Measurement) -> tuple[object, ...]:
+    row = measurement.row
     return (*map(str, group_of(row)), place_of(row.method), str(row.packing), str(row.forward))
 
 
-def _twin(entry: Entry, candidates: Sequence[Entry]) -> Entry | None:
+def _twin(measurement: Measurement, candidates: Sequence[Measurement]) -> Measurement | None:
     """The measurement that matches."""
-    return next((each for each in candidates if not set(_differing(entry, each)) & set(MATCHED)), None)
+    return next((each for each in candidates if not set(_differing(measurement, each)) & set(MATCHED)), None)
 
 
-def _differing(a: Entry, b: Entry) -> list[str]:
+def _differing(a: Measurement, b: Measurement) -> list[str]:
     """The columns that differ, of those that both know."""
     planned = bool(a.row.workload_fingerprint and b.row.workload_fingerprint)
     names = ["method", *(name for name in TOLD if planned or name not in UNKNOWN)]
@@ -148,16 +152,16 @@ def _differing(a: Entry, b: Entry) -> list[str]:
     return different
 
 
-def _reason(entry: Entry, candidates: Sequence[Entry]) -> str:
+def _reason(measurement: Measurement, candidates: Sequence[Measurement]) -> str:
     """In what the nearest of the other side's measurements differs."""
-    row = entry.row
-    if twin := _twin(entry, candidates):
+    row = measurement.row
+    if twin := _twin(measurement, candidates):
         return f"{twin.row.status} there"  # a failure that was paired already
     of_method = [candidate for candidate in candidates if candidate.row.method == row.method]
     if not of_method:
         return "not measured there"
-    nearest = min(of_method, key=lambda other: len(set(_differing(entry, other)) & set(MATCHED)))
-    name = _differing(entry, nearest)[0]
+    nearest = min(of_method, key=lambda other: len(set(_differing(measurement, other)) & set(MATCHED)))
+    name = _differing(measurement, nearest)[0]
     here, there = (_said(value_of(each, name)) for each in (row, nearest.row))
     if setting := DECIDED.get(name):
         return f"{name} differs: {here}, {there} (set {setting} on both)"
@@ -168,7 +172,7 @@ def _said(value: object) -> str:
     return "none" if value is None or value == "" else f"{value}"
 
 
-def _pair(reference: Source, a: Entry, other: Source, b: Entry) -> Pair:
+def _pair(reference: Source, a: Measurement, other: Source, b: Measurement) -> Pair:
     here, there = _speedup(a, reference), _speedup(b, other)
     if a.seconds is None or b.seconds is None:
         return Pair(other, a, b, speedups=(here, there))
@@ -184,7 +188,7 @@ def _pair(reference: Source, a: Entry, other: Source, b: Entry) -> Pair:
     return Pair(other, a, b, ratio, (here, there), change, paired)
 
 
-def _ratio(a: Entry, b: Entry, draws: bool) -> tuple[stats.Interval, bool]:
+def _ratio(a: Measurement, b: Measurement, draws: bool) -> tuple[stats.Interval, bool]:
     """Time of ``a`` over time of ``b``, two runs of their own, and whether from their samples.
 
     Args:
@@ -193,7 +197,7 @@ def _ratio(a: Entry, b: Entry, draws: bool) -> tuple[stats.Interval, bool]:
     samples = _samples(a), _samples(b)
     unlike = samples[0] is None or samples[1] is None or (draws and samples[0].shape[1] != samples[1].shape[1])
     if unlike or a.row.arrivals:  # under load batches form by themselves
-        means = [entry.row.interval(entry.row.time_column) for entry in (a, b)]
+        means = [measurement.row.interval(measurement.row.time_column) for measurement in (a, b)]
         assert means[0] is not None
         assert means[1] is not None
         found = stats.ratio_of_intervals(means[0], means[1])
@@ -205,16 +209,16 @@ def _ratio(a: Entry, b: Entry, draws: bool) -> tuple[stats.Interval, bool]:
     return stats.between_runs(samples[0], samples[1], draws), True
 
 
-def _samples(entry: Entry) -> stats.Seconds | None:
+def _samples(measurement: Measurement) -> stats.Seconds | None:
     """Seconds [repeats, batches] of a record, None where they are not there whole."""
-    return entry.record.whole_seconds() if entry.record else None
+    return measurement.record.whole_seconds() if measurement.record else None
 
 
-def _baseline(entry: Entry, source: Source) -> Entry | None:
+def _baseline(measurement: Measurement, source: Source) -> Measurement | None:
     """Full-batching on the same workload in the same source, where it has a time."""
-    wanted, forward = group_of(entry.row), _forward(entry.row)
-    for other in source.entries:
-        alike = group_of(other.row) == wanted and other.machine == entry.machine
+    wanted, forward = group_of(measurement.row), _forward(measurement.row)
+    for other in source.measurements:
+        alike = group_of(other.row) == wanted and other.machine == measurement.machine
         same = other.row.method == BASELINE and alike and other.seconds is not None
         # A serving engine has a forward of its own, and is compared whatever that of the others is.
         if same and forward in {(None, None), _forward(other.row)}:
@@ -226,28 +230,28 @@ def _forward(row: Row) -> tuple[object, object]:
     return value_of(row, "forward"), row.max_tokens_per_forward
 
 
-def _beside(entry: Entry, source: Source) -> stats.Seconds | None:
+def _beside(measurement: Measurement, source: Source) -> stats.Seconds | None:
     """Full-batching's samples from the same process, which took turns with this method."""
-    base = _baseline(entry, source)
-    if base is None or base.row.comparison_id != entry.row.comparison_id:
+    base = _baseline(measurement, source)
+    if base is None or base.row.comparison_id != measurement.row.comparison_id:
         return None
-    own, seconds = _samples(entry), _samples(base)
+    own, seconds = _samples(measurement), _samples(base)
     if own is None or seconds is None or len(own) != len(seconds):
         return None
-    return seconds if own.shape == seconds.shape or not batches_are_draws(entry.row) else None
+    return seconds if own.shape == seconds.shape or not batches_are_draws(measurement.row) else None
 
 
-def _speedup(entry: Entry, source: Source) -> stats.Interval | None:
+def _speedup(measurement: Measurement, source: Source) -> stats.Interval | None:
     """Over full-batching: as the row says, else from records of runs of their own."""
-    row = entry.row
-    if entry.seconds is None or row.method == BASELINE or row.arrivals:
+    row = measurement.row
+    if measurement.seconds is None or row.method == BASELINE or row.arrivals:
         return None
     if row.speedup_over_full_batching is not None:
         return row.interval("speedup_over_full_batching")
-    base = _baseline(entry, source)
+    base = _baseline(measurement, source)
     if base is None:
         return None
-    found, from_samples = _ratio(base, entry, batches_are_draws(row))
+    found, from_samples = _ratio(base, measurement, batches_are_draws(row))
     if from_samples or not method_of(row.method).packs_dataset:
         return found
     # Its batches are bins of the whole dataset: without samples only times of a prompt can be compared.

@@ -13,7 +13,7 @@ from ..prefilling.methods import BASELINE
 from ..report.plots import finish, finish_axes, plt
 from ..report.words import label
 from .pairs import Pair
-from .sources import Entry, Source
+from .sources import Measurement, Source
 
 # Of A, B, C, ...: Okabe and Ito's colours, and a shape each, which tells them apart in grey.
 MARKS = (("o", "black"), ("s", "#0072B2"), ("^", "#D55E00"), ("D", "#009E73"), ("v", "#CC79A7"), ("P", "#E69F00"),
@@ -93,7 +93,7 @@ def _methods(group: Sequence[Pair]) -> dict[tuple[object, ...], list[Pair]]:
 def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor: float, speedups: bool) -> None:
     """A block of lines for each method, one per source."""
     marks = dict(zip(letters, _marks(len(letters)), strict=True))
-    lines: list[tuple[float, str, Entry, stats.Interval | None]] = []
+    lines: list[tuple[float, str, Measurement, stats.Interval | None]] = []
     ticks: dict[float, str] = {}
     for pairs in _methods(group).values():
         first, start = pairs[0], lines[-1][0] + 1.6 if lines else 0.0
@@ -111,8 +111,8 @@ def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor
     lowest = max(min([0.9, *(found.low * 0.95 for found in known if found.low > 0)]), min(values) / BEYOND)
     highest = min(max([1.1, *(found.high * 1.05 for found in known if found.high > 0)]), max(values) * BEYOND)
     axes.set_xlim(min(lowest, min(values) * 0.95), max(highest, max(values) * 1.05))
-    for place, letter, entry, found in lines:
-        _line(axes, place, entry, found, *marks[letter], BASELINE if speedups else "")
+    for place, letter, measurement, found in lines:
+        _line(axes, place, measurement, found, *marks[letter], BASELINE if speedups else "")
     shown = _ticks(*axes.get_xlim())
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
@@ -124,14 +124,20 @@ def _panel(axes: Any, group: Sequence[Pair], letters: Sequence[str], noise_floor
 
 
 def _line(
-    axes: Any, place: float, entry: Entry, found: stats.Interval | None, marker: str, color: str, baseline: str
+    axes: Any,
+    place: float,
+    measurement: Measurement,
+    found: stats.Interval | None,
+    marker: str,
+    color: str,
+    baseline: str,
 ) -> None:
     """A mark with its interval and value; what failed or is not known, in words."""
-    if entry.seconds is None:
-        status = entry.row.status if entry.row.status != "ok" else "no time"
+    if measurement.seconds is None:
+        status = measurement.row.status if measurement.row.status != "ok" else "no time"
         _write(axes, status, place, color="#B00020", transform=axes.transData)
     elif found is None:
-        _write(axes, "the baseline" if entry.row.method == baseline else "not known", place, color="0.45",
+        _write(axes, "the baseline" if measurement.row.method == baseline else "not known", place, color="0.45",
                transform=axes.transData)  # fmt: skip
     else:
         if math.isfinite(found.low):
@@ -140,7 +146,7 @@ def _line(
             for end, shape, cut in zip(axes.get_xlim(), "<>", _cut(axes, found), strict=True):
                 if cut:
                     axes.plot(end, place, shape, color=color, markersize=6, clip_on=False)
-        face = "white" if entry.row.valid is False else color
+        face = "white" if measurement.row.valid is False else color
         axes.plot(found.value, place, marker, color=color, markerfacecolor=face, markersize=6)
         interval = "" if math.isfinite(found.low) or (baseline == "" and found.value == 1) else " (no interval)"
         _write(axes, f"{found.value:.2f}x{interval}", place, color="black", transform=axes.get_yaxis_transform())

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cli import UserError
 from ..places import command_line
-from ..records.row import COLUMNS, HOW, MACHINE, STATUSES, WORK, Row, key
+from ..records.row import COLUMNS, HOW, MACHINE, WORK, Row, key, odd
 from ..records.store import Record, read_all
 
 NEEDED = (
@@ -26,7 +26,7 @@ FACTS = ("Device", "torch", "transformers", "Threads", "CUDA, driver", "Commit",
 
 
 @dataclass(frozen=True)
-class Entry:
+class Measurement:
     """A measurement: its row, and its record; None where only the row was sent.
 
     ``unknown``: columns that a file of an older version lacks.
@@ -60,14 +60,14 @@ class Source:
     Attributes:
         letter: what tables call it; A is the reference.
         name: the folder or file, as it was typed.
-        entries: its measurements, of several of one kind the newest.
+        measurements: its measurements, of several of one kind the newest.
         facts: what it ran on, by ``FACTS``.
         notes: what a reader must know of it.
     """
 
     letter: str
     name: str
-    entries: list[Entry]
+    measurements: list[Measurement]
     facts: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -79,12 +79,12 @@ def read_source(letter: str, typed: str) -> Source:
         UserError: there is no such thing, it holds no measurement or those of several machines, or is no summary.csv.
     """
     path = Path(typed).expanduser()
-    found: list[Entry] = []
+    found: list[Measurement] = []
     facts: dict[str, dict[str, None]] = {name: {} for name in FACTS}
     notes = []
     if path.is_dir():
         for record in read_all(path):
-            found.append(Entry(record.row, record))
+            found.append(Measurement(record.row, record))
             for name, fact in _facts(record.manifest).items():
                 facts[name][fact] = None
         if not found:
@@ -101,23 +101,23 @@ def read_source(letter: str, typed: str) -> Source:
     kept = _newest(typed, found)
     if older := len(found) - len(kept):
         notes.append(f"{letter} holds several measurements of a kind: the newest stand, {older} older ones do not")
-    facts["Device"] = dict.fromkeys(entry.row.device_name for entry in found)
-    facts["Threads"] = dict.fromkeys(str(entry.row.torch_threads or "unknown") for entry in found)
-    days = sorted(entry.row.created_at[:10] for entry in kept)
+    facts["Device"] = dict.fromkeys(measurement.row.device_name for measurement in found)
+    facts["Threads"] = dict.fromkeys(str(measurement.row.torch_threads or "unknown") for measurement in found)
+    days = sorted(measurement.row.created_at[:10] for measurement in kept)
     facts["Measured"] = dict.fromkeys(day for day in (days[0], days[-1]) if day)
     said = {name: (" to " if name == "Measured" else "; ").join(values) for name, values in facts.items()}
     return Source(letter, typed, kept, said, notes)
 
 
-def _newest(typed: str, found: list[Entry]) -> list[Entry]:
-    newest: dict[tuple[object, ...], Entry] = {}
-    for entry in found:
-        other = newest.setdefault(entry.key, entry)
-        if other.row.device_name != entry.row.device_name:
-            machines = " and ".join(sorted({other.row.device_name, entry.row.device_name}))
+def _newest(typed: str, found: list[Measurement]) -> list[Measurement]:
+    newest: dict[tuple[object, ...], Measurement] = {}
+    for measurement in found:
+        other = newest.setdefault(measurement.key, measurement)
+        if other.row.device_name != measurement.row.device_name:
+            machines = " and ".join(sorted({other.row.device_name, measurement.row.device_name}))
             raise UserError(typed, f"holds the same measurement of {machines}", "name the folder of one machine")
-        if other.row.created_at <= entry.row.created_at:
-            newest[entry.key] = entry
+        if other.row.created_at <= measurement.row.created_at:
+            newest[measurement.key] = measurement
     return list(newest.values())
 
 
@@ -133,7 +133,7 @@ def _facts(made: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _read_csv(typed: str, path: Path) -> Iterator[Entry]:
+def _read_csv(typed: str, path: Path) -> Iterator[Measurement]:
     """The rows of a summary.csv, in the columns of ``Row``; other columns are passed over.
 
     Raises:
@@ -170,10 +170,9 @@ def _read_csv(typed: str, path: Path) -> Iterator[Entry]:
                 except ValueError:
                     raise UserError(typed, f"line {number}: {name} is '{text}'", remedy) from None
         row = Row(**values)
-        if row.status not in STATUSES:
-            problem = f"line {number}: status is '{row.status}', not one of {', '.join(STATUSES)}"
-            raise UserError(typed, problem, remedy)
-        yield Entry(row, unknown=unknown)
+        if said := odd(row):
+            raise UserError(typed, f"line {number}: {said}", remedy)
+        yield Measurement(row, unknown=unknown)
 
 
 def _parse(kind: str, text: str) -> Any:

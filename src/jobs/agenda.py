@@ -1,29 +1,18 @@
-"""What is to be measured, in which order, how long it takes, and what of it fits into the given time."""
+"""What is to be measured, how long it takes, and how both are said."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from .. import terminal
 from ..cli import UserError, warn
 from ..compose import compose
 from ..measure.plan import Plan, prepare
-from ..records import store as records
-from ..records.row import Row
-from ..report.answer import in_short
-from .apart import BROKEN_OFF, run_apart
 from .duration import in_words
 from .experiments import priority_of
-from .forecast import Clock, Forecast
-from .progress import Progress
+from .forecast import Forecast
 from .searches import SEARCHES
-from .trying import OutOfTime
 
-OVERTIME = 0.15  # a comparison may exceed the given minutes by this share of them before it is ended
 NAMED = 4  # so many of the comparisons that are left out are listed, per experiment
 
 
@@ -105,98 +94,6 @@ def announcement(
 
 def _counted(number: int, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}{'es' if name.endswith('ch') else 's'}"
-
-
-class _BrokenOff(Exception):
-    """A comparison took longer than what was left."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-
-def measure(new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock) -> tuple[int, list[Task]]:
-    """Measure what fits into the time, the most telling first. Returns the worst exit code and what was left out."""
-    progress = Progress([task.experiment for task in new])
-    with progress.drawn():
-        return _measure(new, results_dir, forecast, clock, progress)
-
-
-def _measure(
-    new: list[Task], results_dir: Path, forecast: Forecast, clock: Clock, progress: Progress
-) -> tuple[int, list[Task]]:
-    worst, waiting, left_out, said = 0, list(new), list[Task](), ""
-
-    def fits(plan: Plan) -> bool:
-        return forecast.seconds(plan) <= clock.left_s - forecast.report_s
-
-    def measured(plan: Plan) -> None:
-        nonlocal worst, said
-        if not terminal.quiet():
-            heading = [] if task.experiment == said else ["", f"== {task.experiment}"]
-            terminal.say(*heading, "")
-        said = task.experiment
-        code = _run(plan, forecast, clock)
-        rows = _rows(plan)
-        statuses = {row.status for row in rows}
-        # Where memory runs out is what the search for the largest batch looks for, and no failure.
-        sought = task.experiment == "largest_batch" and code == 1 and {"oom"} <= statuses <= {"oom", "ok", "skipped"}
-        worst = max(worst, 0 if sought else code)
-        progress.came_out(in_short(rows) if rows else "nothing")
-        if terminal.quiet() and not task.searches:
-            for row in rows:
-                if row.status not in {"ok", "skipped"}:
-                    warn(f"{row.run_id}: {row.status}, {row.status_reason}")
-
-    def after() -> float:
-        all_s = sum(estimate(other, forecast) for other in waiting) + forecast.report_s
-        return min(all_s, max(0.0, clock.left_s - task.estimated_s))
-
-    while waiting:
-        # With a time limit, the cheapest of equal priority come first, so that more fit; else they keep their order.
-        task = min(waiting, key=lambda task: (task.priority, task.estimated_s if clock.ends else 0))
-        waiting.remove(task)
-        progress.begins(task.experiment, task.estimated_s, after)
-        try:
-            if task.searches:
-                SEARCHES[task.experiment].search(task.overrides, results_dir, fits, measured)
-            elif fits(task.plans[0]):
-                measured(task.plans[0])
-            else:
-                left_out.append(task)
-        except OutOfTime:
-            left_out.append(task)
-        except _BrokenOff as ended:
-            left_out.append(task)
-            taken, was = in_words(ended.seconds), in_words(task.estimated_s)
-            terminal.say(f"broken off after {taken}: it was estimated to take {was}, and the time is over")
-    for task in left_out:
-        task.estimated_s = estimate(task, forecast)
-    return worst, left_out
-
-
-def _rows(plan: Plan) -> list[Row]:
-    """What is recorded of a comparison, failures too."""
-    found = []
-    for each in plan.methods:
-        with contextlib.suppress(ValueError):  # it ended before it could write a row, and printed why
-            found.append(records.read(plan.results_dir / plan.run_id(each.method)).row)
-    return found
-
-
-def _run(plan: Plan, forecast: Forecast, clock: Clock) -> int:
-    """Measure one comparison and learn from the time it took.
-
-    Raises:
-        _BrokenOff: the time for all of them was over, and more.
-    """
-    began_s, over_s = time.monotonic(), clock.grace_s(OVERTIME)
-    code = run_apart(plan.config, plan, None if over_s is None else max(1.0, over_s - forecast.report_s))
-    seconds = time.monotonic() - began_s
-    if code in {0, BROKEN_OFF}:  # the time until a failure says nothing about a measurement
-        forecast.took(plan, seconds, finished=code == 0)
-    if code == BROKEN_OFF:
-        raise _BrokenOff(seconds)
-    return code
 
 
 def left_out_in_words(tasks: list[Task]) -> str:

@@ -99,19 +99,19 @@ def partition(chosen: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 @dataclass
-class Task:
+class Job:
     """What one job does: a comparison or, with ``outcome``, a search; that file is written when the search ends."""
 
     overrides: list[str]
     config: Config  # as the node that measures resolves it
     results_dir: Path
     outcome: Path | None = None
-    job: str | None = None  # SLURM's number
+    number: str | None = None  # SLURM's
     log: Path | None = None
 
     @property
     def name(self) -> str:
-        """Names the job: the same for the same settings, code and results folder."""
+        """What SLURM calls it: the same for the same settings, code and results folder."""
         what = f"{config_hash(self.config)} {code_hash()} {self.results_dir} {bool(self.outcome)}"
         return f"prepack-bench-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
@@ -132,20 +132,20 @@ class Task:
         return None
 
 
-def tasks(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str], results_dir: Path) -> list[Task]:
-    """One task for each different comparison of the experiments; those of the ``searched`` are a search each."""
-    found: dict[str, Task] = {}
+def jobs_of(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str], results_dir: Path) -> list[Job]:
+    """One job for each different comparison of the experiments; those of the ``searched`` are a search each."""
+    found: dict[str, Job] = {}
     for experiment, each in runs.items():
         for overrides in each:
-            task = Task(overrides, _resolved(compose(overrides)), results_dir)
+            job = Job(overrides, _resolved(compose(overrides)), results_dir)
             if experiment in searched:
-                task.outcome = results_dir / FOLDER / f"search-{config_hash(task.config)}-{code_hash()}.json"
-            found.setdefault(task.name, task)
+                job.outcome = results_dir / FOLDER / f"search-{config_hash(job.config)}-{code_hash()}.json"
+            found.setdefault(job.name, job)
     return list(found.values())
 
 
-def measure(todo: Sequence[Task], results_dir: Path, launcher: dict[str, Any], search: Search) -> int:
-    """Submit each task that has no record and is not on its way; wait for all. 1 where one failed or left no record.
+def measure(todo: Sequence[Job], results_dir: Path, launcher: dict[str, Any], search: Search) -> int:
+    """Submit each job that has no record and is not on its way; wait for all. 1 where one failed or left no record.
 
     Raises:
         UserError: nothing can be written, or SLURM takes no jobs.
@@ -153,33 +153,33 @@ def measure(todo: Sequence[Task], results_dir: Path, launcher: dict[str, Any], s
     """
     records.check_writable(results_dir)
     comparisons = _comparisons(results_dir)
-    new = [task for task in todo if task.found(comparisons) is None]
+    new = [job for job in todo if job.found(comparisons) is None]
     print(f"{len(todo)} comparisons and searches, {len(todo) - len(new)} of them recorded already", flush=True)
     if not new:
         return 0
     executor = _executor(results_dir / FOLDER, launcher)
     queue = _queue()
-    there = [task for task in new if task.name in queue]
-    for task in there:
-        task.job = queue[task.name][0]
-        task.log = executor.folder / f"{task.job}_0_log.out"
+    there = [job for job in new if job.name in queue]
+    for job in there:
+        job.number = queue[job.name][0]
+        job.log = executor.folder / f"{job.number}_0_log.out"
     try:
-        for task in new:
-            if not task.job:
-                _submit(executor, task, search)
+        for job in new:
+            if not job.number:
+                _submit(executor, job, search)
         print(
             f"submitted: {len(new) - len(there)}, on their way already: {len(there)}; logs: {executor.folder}",
             flush=True,
         )
         _wait(new, results_dir)
     except KeyboardInterrupt:
-        ids = " ".join(task.job for task in new if task.job)
+        ids = " ".join(job.number for job in new if job.number)
         print(f"\njobs go on in SLURM, and the same command finds them; to end them: scancel {ids}", flush=True)
         raise
     return _outcome(new, results_dir)
 
 
-def _wait(new: Sequence[Task], results_dir: Path) -> None:
+def _wait(new: Sequence[Job], results_dir: Path) -> None:
     """Sleep until none of the jobs is queued or running, and say how many are, whenever it changes."""
     said = ""
     while True:
@@ -195,29 +195,29 @@ def _wait(new: Sequence[Task], results_dir: Path) -> None:
         text = f"{states['queued']} queued, {states['running']} running, {len(new) - states.total()} ended"
         if text != said:
             comparisons = _comparisons(results_dir)
-            done = sum(task.found(comparisons) is not None for task in new)
+            done = sum(job.found(comparisons) is not None for job in new)
             print(f"{text}, {done} of {len(new)} recorded", flush=True)
             said = text
         time.sleep(POLL_SECONDS)
 
 
-def _outcome(new: Sequence[Task], results_dir: Path) -> int:
+def _outcome(new: Sequence[Job], results_dir: Path) -> int:
     """Print how the jobs ended. 1 where one failed or left no record."""
     end = time.monotonic() + LATE_SECONDS
     while True:
         records.check_writable(results_dir)  # writing there makes a network disk refresh what it shows
         comparisons = _comparisons(results_dir)
-        lost = [task for task in new if task.found(comparisons) is None]
+        lost = [job for job in new if job.found(comparisons) is None]
         if not lost or time.monotonic() > end:
             break
         time.sleep(1)
-    rows = [row for task in new for row in task.found(comparisons) or []]
+    rows = [row for job in new for row in job.found(comparisons) or []]
     failed = [row for row in rows if row.status not in {"ok", "skipped"}]
     print(f"{len(new) - len(lost)} recorded, {len(lost)} ended without a result", flush=True)
     for row in failed:
         print(f"  {row.run_id}: {row.status}, {row.status_reason}")
-    for task in lost:
-        print(f"  no result: {task.title}\n    job {task.job}, its log: {task.log}{_last_words(task.log)}", flush=True)
+    for job in lost:
+        print(f"  no result: {job.title}\n    job {job.number}, its log: {job.log}{_last_words(job.log)}", flush=True)
     return int(bool(lost or failed))
 
 
@@ -241,22 +241,22 @@ def _executor(folder: Path, launcher: dict[str, Any]) -> Any:
     return executor
 
 
-def _submit(executor: Any, task: Task, search: Search) -> None:
-    """Hand a task to SLURM as a job of its own.
+def _submit(executor: Any, job: Job, search: Search) -> None:
+    """Hand a job to SLURM.
 
     Raises:
         UserError: sbatch refuses it.
     """
-    executor.update_parameters(name=task.name)
+    executor.update_parameters(name=job.name)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error has it too
-            job = executor.submit(
-                in_job, task.overrides, task.results_dir, search if task.outcome else None, task.outcome
+            submitted = executor.submit(
+                in_job, job.overrides, job.results_dir, search if job.outcome else None, job.outcome
             )
     except Exception as error:  # submitit wraps whatever sbatch says
         said = [line for line in str(error).splitlines() if "error:" in line] or [str(error)]
         raise UserError("launcher", f"sbatch takes no job ({said[-1]})", "slurm.<setting>= sets its options") from None
-    task.job, task.log = job.job_id, job.paths.stdout
+    job.number, job.log = submitted.job_id, submitted.paths.stdout
 
 
 def in_job(overrides: list[str], results_dir: Path, search: Search | None, outcome: Path | None) -> None:

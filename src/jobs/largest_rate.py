@@ -29,7 +29,7 @@ IDLE = 0.05  # busy share below which waiting is not what breaks the objective: 
 RUNS = 7  # of a search, about
 
 KEEPS, BREAKS, SHORT, HOPELESS, FAILED = "keeps", "breaks", "short", "hopeless", "failed"
-Found = tuple[float, float | None]  # the largest rate that keeps the objective, the least that breaks it
+Bracket = tuple[float, float | None]  # the largest rate that keeps the objective, the least that breaks it
 
 
 def rate_of(step: int) -> float:
@@ -81,7 +81,7 @@ def judged(stable: bool | None, in_time: bool, busy_share: float) -> str:
 def search(
     overrides: list[str], results_dir: Path, may_start: Callable[[Plan], bool] = lambda plan: True,
     measure: Callable[[Plan], object] = lambda plan: run_apart(plan.config, plan),
-) -> dict[str, Found]:  # fmt: skip
+) -> dict[str, Bracket]:  # fmt: skip
     """Find each method's largest rate; every rate tried is a record, so that a search cut off goes on.
 
     Args:
@@ -96,7 +96,7 @@ def search(
         OutOfTime: ``may_start`` said no.
     """
     first = compose(overrides)
-    found: dict[str, Found] = {}
+    found: dict[str, Bracket] = {}
     for method in first.compared_methods:
         own = [*overrides, f"methods=[{method}]"]
 
@@ -118,7 +118,7 @@ def search_and_print(config: Config, overrides: list[str]) -> int:
     return int(not all(keeps or breaks for keeps, breaks in found.values()))
 
 
-def in_words(found: Found, slo_ms: float | None) -> str:
+def in_words(found: Bracket, slo_ms: float | None) -> str:
     """What a search found, for people."""
     keeps, breaks = found
     if not keeps:

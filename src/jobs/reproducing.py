@@ -13,7 +13,7 @@ from ..records import store
 from ..report.build import report_on
 from ..report.comparison import RATIOS_IN_WORDS, ratio_table
 from ..report.ending import ending, terminal_width
-from . import agenda, cluster
+from . import agenda, cluster, in_time
 from .duration import in_words
 from .experiments import small, sweep
 from .forecast import Clock, Forecast
@@ -58,7 +58,7 @@ def here(
     for task in new:
         task.estimated_s = agenda.estimate(task, forecast)
     print(agenda.announcement(names, tasks, new, forecast.report_s, minutes), flush=True)
-    worst, left_out = agenda.measure(new, folder, forecast, clock)
+    worst, left_out = in_time.measure(new, folder, forecast, clock)
     if any(name in RATIOS_OF for name in names):
         measured = [task.plans[0].recorded() or [] for task in tasks if task.experiment in RATIOS_OF]
         print(f"\n{ratio_table(measured)}\n\n{RATIOS_IN_WORDS}", flush=True)
@@ -105,7 +105,7 @@ def on_cluster(
     launcher = cluster.settings(scale, chosen)
     print(f"{scale} scale in SLURM's partition {partition}; records and report: {folder}", flush=True)
     runs = _runs(names, scale, "cuda:0" if scale == "gpu" else "cpu", folder, smoke, seed)
-    worst = cluster.measure(cluster.tasks(runs, () if smoke else SEARCHES, folder), folder, launcher, search)
+    worst = cluster.measure(cluster.jobs_of(runs, () if smoke else SEARCHES, folder), folder, launcher, search)
     said, page = finish(folder)
     print(f"\n{said}", flush=True)
     if opens:

@@ -14,7 +14,7 @@ from . import process
 from .outcome import Outcome, Run
 from .plan import Plan
 from .rows import identity
-from .work import Way, memory_bytes
+from .work import ForwardSettings, memory_bytes
 
 # What tells prompts apart while batches of other sizes are compared, whose fingerprints differ.
 SAME_PROMPTS = ("dataset", "dataset_detail", "dataset_max_tokens", "seed")
@@ -53,9 +53,9 @@ def _least_bytes(plan: Plan, outcome: Outcome) -> float:
     if outcome.method.serves or outcome.method.engine:  # what an engine holds beside useful tokens is its own choice
         return max(shape.bytes(1, sum(each), len(each), size) for each in lengths) - saved
     most = most_at_once(plan.options.max_tokens, plan.device.type)
-    way = Way(size, pick_kernel(plan.device, plan.dtype), plan.pack, most, plan.device.type != "cpu")
+    settings = ForwardSettings(size, pick_kernel(plan.device, plan.dtype), plan.pack, most, plan.device.type != "cpu")
     bins: list[Bins] | list[None] = outcome.bins or [None] * len(outcome.batches)
-    held = (memory_bytes(shape, outcome.method, each, way, own) for each, own in zip(lengths, bins, strict=True))
+    held = (memory_bytes(shape, outcome.method, each, settings, own) for each, own in zip(lengths, bins, strict=True))
     return max(held) - saved
 
 

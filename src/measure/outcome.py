@@ -75,6 +75,10 @@ class Outcome:
         """Its batches."""
         return self.reshuffled[0] if self.reshuffled else self.assignment.batches
 
+    def batch(self, number: int) -> tuple[Batch, Bins | None]:
+        """One of its batches, and that batch's bins where the whole dataset was packed."""
+        return self.batches[number], self.bins[number] if self.bins else None
+
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and width of each batch's forward."""

@@ -5,6 +5,7 @@ A plan never changes. What happens while it is carried out is in ``outcome.py``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,26 +163,47 @@ def prepare(config: Config) -> Plan:
     if any(not method_of(name).serves for name in config.compared_methods):
         check_served(source, "transformers" if config.protocol == "paper" else config.forward)
     check_quantizable(source, config.loadbit, device)
-
-    def make_tokenizer() -> Tokenizer:
-        if source.path is None:
-            return mistral_tokenizer()
-        try:
-            return model_tokenizer(source.path, source.revision, source.gguf)
-        except Exception as error:  # the hub's library has many
-            if source.weights == "hub" and hub.broke(error):
-                remedy = "use model.weights=random or a local folder"
-                raise hub.explain(error, "model.path", source.path, remedy, source.revision) from None
-            if not isinstance(error, (OSError, ValueError, ImportError)):
-                raise
-            warn(f"{source.path} has no tokenizer that loads ({type(error).__name__}); using the Mistral-7B one")
-            return mistral_tokenizer()
-
-    vocab_size = source.config.vocab_size
     in_order = config.arrivals == "trace" and config.trace is None
     prompts = load_prompts(
-        config.dataset, config.num_prompts, config.seed, vocab_size, make_tokenizer, config.sample, in_order
+        config.dataset, config.num_prompts, config.seed, source.config.vocab_size,
+        functools.partial(_tokenizer, source), config.sample, in_order,
+    )  # fmt: skip
+    _check_sizes(config, source, prompts)
+    shuffled = shuffled_batches(len(prompts.lengths), config.batch_size, config.seed)
+    if prompts.order is not None:
+        shuffled = cut(prompts.order, config.batch_size)
+    active = faults.resolve(config.faults, config.protocol, config.metric)
+    order_by = faults.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.faults)
+    methods = tuple(
+        _assignment(method_of(name), config, prompts, shuffled, order_by) for name in config.compared_methods
     )
+    ideal = None
+    if config.ideal and config.protocol == "modern" and not config.under_load:
+        ideal = _assignment(IDEAL, config, prompts, shuffled, order_by)
+    arrivals_s = _arrivals(config, prompts) if config.under_load else None
+    records.check_writable(results_dir)
+    named = fingerprint(prompts.token_ids, shuffled, arrivals_s)
+    return Plan(config, devices, dtype, source, prompts, methods, ideal, named, results_dir, shuffled, arrivals_s)
+
+
+def _tokenizer(source: ModelSource) -> Tokenizer:
+    """The model's own tokenizer; Mistral-7B's, with a note, where it has none that loads."""
+    if source.path is None:
+        return mistral_tokenizer()
+    try:
+        return model_tokenizer(source.path, source.revision, source.gguf)
+    except Exception as error:  # the hub's library has many
+        if source.weights == "hub" and hub.broke(error):
+            remedy = "use model.weights=random or a local folder"
+            raise hub.explain(error, "model.path", source.path, remedy, source.revision) from None
+        if not isinstance(error, (OSError, ValueError, ImportError)):
+            raise
+        warn(f"{source.path} has no tokenizer that loads ({type(error).__name__}); using the Mistral-7B one")
+        return mistral_tokenizer()
+
+
+def _check_sizes(config: Config, source: ModelSource, prompts: Prompts) -> None:
+    """See that there are prompts for a batch, and that the model takes the longest."""
     lengths = prompts.lengths
     if config.batch_size > len(lengths):
         raise UserError(
@@ -196,31 +218,23 @@ def prepare(config: Config) -> Plan:
             f"{config.model.name}",
             f"cut prompts with dataset.max_tokens={source.max_positions}, or choose another model",
         )
-    active = faults.resolve(config.faults, config.protocol, config.metric)
-    order_by = faults.ordering_lengths(active, prompts, explicit="sort-by-characters" in config.faults)
-    shuffled = shuffled_batches(len(lengths), config.batch_size, config.seed)
-    if prompts.order is not None:
-        shuffled = cut(prompts.order, config.batch_size)
-    pack = PACKINGS[config.packing]
-    methods = []
-    for name in config.compared_methods:
-        method = method_of(name)
-        if method.packs_dataset:
-            batches, bins = dataset_bins(lengths, config.batch_size, pack)
-            shapes = [(len(each), int(lengths.max())) for each in bins]
-            methods.append(Assignment(method, batches, shapes, bins))
-            continue
-        batches = method.batches(shuffled, order_by, config.batch_size)
-        methods.append(Assignment(method, batches, [shape_of(method, lengths[batch], pack) for batch in batches]))
-    ideal = None
-    if config.ideal and config.protocol == "modern" and not config.under_load:
-        ideal = Assignment(IDEAL, shuffled, [shape_of(IDEAL, lengths[batch], pack) for batch in shuffled])
-    arrivals_s = _arrivals(config, prompts) if config.under_load else None
-    records.check_writable(results_dir)
-    named = fingerprint(prompts.token_ids, shuffled, arrivals_s)
-    return Plan(
-        config, devices, dtype, source, prompts, tuple(methods), ideal, named, results_dir, shuffled, arrivals_s
-    )
+
+
+def _assignment(
+    method: Method, config: Config, prompts: Prompts, shuffled: list[Batch], order_by: NDArray[np.int64]
+) -> Assignment:
+    """The batches that a method computes.
+
+    Args:
+        shuffled: those of methods that take prompts as they come.
+        order_by: int64 [prompts], what methods that sort sort by.
+    """
+    lengths, pack = prompts.lengths, PACKINGS[config.packing]
+    if method.packs_dataset:
+        batches, bins = dataset_bins(lengths, config.batch_size, pack)
+        return Assignment(method, batches, [(len(each), int(lengths.max())) for each in bins], bins)
+    batches = method.batches(shuffled, order_by, config.batch_size)
+    return Assignment(method, batches, [shape_of(method, lengths[batch], pack) for batch in batches])
 
 
 def _check_arriving(config: Config) -> None:

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
-import itertools
-import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .. import terminal
 from ..cli import UserError, warn
 from ..prefilling import cpp, split
 from ..prefilling.engines import make_engine, start_serving
-from ..prefilling.method import PHASES, Engine, dataset_bins
-from ..prefilling.models import load_model
-from ..prefilling.packing import Bins
+from ..prefilling.loading import load_model
+from ..prefilling.method import Engine
 from ..prefilling.vllm.driver import Missing
 from ..records import store
 from ..records.store import Record
-from ..workload.batches import Batch
 from . import kernels, load, machine
-from .batch import timed_batch
 from .compiling import Compiled
-from .faults import reshuffled
 from .invariance import invariance
-from .memory import PeakMemory, give_back, keep_freed_memory, tensors_mb
+from .memory import give_back, keep_freed_memory, tensors_mb
 from .memory_checks import leave_out_what_cannot_fit, skip_dominated
-from .outcome import FAILURES, Outcome, Pass, Run, UsageLoop, status_of
+from .outcome import FAILURES, Outcome, Run, status_of
 from .overhead import sampler_overhead
 from .plan import Plan
-from .process import CpuTimes, CpuUse
 from .rates import measure_rates
-from .rows import precise, to_records
-from .sampler import Counters, Sampler, counters_for
-from .timer import NoTimer, PhaseTimer
+from .rows import to_records
+from .sampler import Counters, counters_for
+from .timer import NoTimer
+from .turns import time_in_turns
 from .verify import verify
 
 
@@ -100,7 +90,7 @@ def _carry_out(run: Run, counters: Counters) -> None:
         if not any(outcome.status == "ok" for outcome in run.outcomes):
             return  # nothing is left to hold against the ideal
         if plan.arrivals_s is None:
-            _time(run, counters)
+            time_in_turns(run, counters)
         else:
             load.serve(run, counters)
         _find_kernels(run)
@@ -119,9 +109,7 @@ def _verify(run: Run, model: PreTrainedModel) -> None:
             continue
         longest = [-lengths[batch].max() for batch in outcome.batches]
         hardest = np.argsort(longest, kind="stable")[: c.verify_batches]
-        chosen = [
-            (plan.token_ids(outcome.batches[index]), outcome.bins[index] if outcome.bins else None) for index in hardest
-        ]
+        chosen = [(plan.token_ids(batch), bins) for batch, bins in map(outcome.batch, hardest)]
         before, held_mb = Compiled.now(), tensors_mb(*plan.devices)
         try:
             outcome.engine = asked = _engine(plan, model, outcome)
@@ -157,91 +145,6 @@ def _engine(plan: Plan, model: PreTrainedModel, outcome: Outcome) -> Engine:
     return start_serving(model, outcome.method, batches, as_they_come=plan.arrivals_s is not None)
 
 
-def _time(run: Run, counters: Counters) -> None:
-    """Warm-up and timed passes: repeats outermost, methods in a seeded random order inside, so drift hits all alike.
-
-    With ``precision`` set, repeats go on until the intervals are that narrow, or ``max_repeats`` is reached.
-    The first warm-up pass leaves out the batches that verification has just run: their shapes are warm.
-    """
-    plan = run.plan
-    c, rng = plan.config, np.random.default_rng(plan.config.seed)
-    timer = PhaseTimer(*plan.devices, synchronizes="no-sync" not in plan.faults)
-    memory = PeakMemory(*plan.devices)
-    batches = sum(len(outcome.batches) for outcome in run.timed)
-    bar = tqdm(
-        total=(c.warmup + c.repeats) * batches,
-        desc=f"{c.metric} {c.protocol}",
-        unit="batch",
-        mininterval=0.5,
-        leave=False,
-        # A log of a run has no use for a line that is redrawn, and of two such lines one would write over the other.
-        disable=True if terminal.progress_shown() else None,
-    )
-    with bar, Sampler(counters, c.sampler_interval_s) as sampler:
-        repeat = -c.warmup - 1
-        while (repeat := repeat + 1) < c.repeats or _go_on(run, repeat):
-            if repeat >= c.repeats:
-                bar.total += batches
-            for place, index in enumerate(rng.permutation(len(run.timed))):
-                outcome = run.timed[index]
-                if outcome.status != "ok":
-                    continue
-                if "own-shuffle" in plan.faults:
-                    drawn = outcome.assignment
-                    seed = (c.seed, index, repeat + c.warmup)
-                    outcome.reshuffled = reshuffled(drawn.method, drawn.batches, drawn.bins, c.batch_size, seed)
-                gc.disable()
-                try:
-                    memory.reset()
-                    unsettled = Compiled.now()
-                    _settle(plan, outcome, timer)
-                    memory.mark()
-                    compiled, before, start = Compiled.now(), CpuTimes.now(), time.perf_counter()
-                    outcome.compiled += compiled - unsettled
-                    skip = outcome.verified_batches if repeat == -c.warmup < 0 else set()
-                    samples = _timed_pass(plan, outcome, timer, bar, (repeat, place), skip)
-                except FAILURES as error:
-                    outcome.fail(*status_of(error))
-                    continue
-                finally:
-                    gc.enable()
-                end, cpu = time.perf_counter(), CpuUse.since(before)
-                compiled = Compiled.now() - compiled
-                if repeat < 0:
-                    outcome.compiled += compiled
-                else:
-                    outcome.compiled_timed += compiled
-                    peak = memory.read(run.held_beside_mb(outcome))
-                    outcome.passes.append(Pass(samples, end - start, sampler.usage(start, end), peak, cpu))
-        for outcome in run.outcomes:
-            outcome.reshuffled = None
-            short = not all(done.usage.valid for done in outcome.passes)
-            if outcome.passes and short and not outcome.computes_unseen(plan.device.type):
-                outcome.loop = _utilization_loop(plan, outcome, timer, sampler)
-    if sampler.failure:
-        warn(f"the sampler stopped ({sampler.failure}); utilization is incomplete")
-
-
-def _settle(plan: Plan, outcome: Outcome, timer: PhaseTimer) -> None:
-    """On a GPU prefill untimed first, so that a pass does not pay for memory that a running server would hold already.
-
-    Torch's allocator gave its memory back before the pass, so that the next method finds it: the largest batch fetches
-    it anew. Batches that were shuffled anew may have lengths that a library has to plan for first.
-    """
-    if plan.device.type != "cuda" or outcome.method.external:
-        return
-    largest = int(np.prod(outcome.shapes, axis=1).argmax())
-    for number in range(len(outcome.batches)) if outcome.reshuffled else [largest]:
-        timed_batch(plan, outcome, timer, *_batch(outcome, number))
-
-
-def _go_on(run: Run, done: int) -> bool:
-    """Whether another repeat is wanted: an interval is wider than asked, and max_repeats is not reached."""
-    c = run.plan.config
-    going = [outcome for outcome in run.outcomes if outcome.status == "ok"]
-    return c.precision is not None and bool(going) and done < c.max_repeats and not precise(going, c.precision)
-
-
 def _find_kernels(run: Run) -> None:
     """Profile each method's cheapest batch, once all is timed: a profiler may leave something that costs time."""
     plan = run.plan
@@ -249,56 +152,8 @@ def _find_kernels(run: Run) -> None:
         if not outcome.passes or outcome.method.external or outcome.engine is None:
             continue
         cheapest = int(np.prod(outcome.shapes, axis=1).argmin())
-        batch, bins = _batch(outcome, cheapest)
+        batch, bins = outcome.batch(cheapest)
         if outcome.served is not None:  # all that arrived is one batch to an engine that forms its own
             batch = batch[: plan.config.batch_size]
         prefill = functools.partial(outcome.engine.prefill, plan.token_ids(batch), NoTimer(), bins)
         outcome.kernel, outcome.attention_share = kernels.kernels_of(prefill, plan.device)
-
-
-def _utilization_loop(plan: Plan, outcome: Outcome, timer: PhaseTimer, sampler: Sampler) -> UsageLoop | None:
-    """Run a method's batches on, untimed, until there are enough windows to believe utilization, within the limit.
-
-    None where nothing was learned: loops are switched off, there is no counter to wait for, or the first batch failed.
-    """
-    limit_s, counters = plan.config.utilization_loop_s, sampler.counters
-    if not limit_s or counters.source == "none" or sampler.failure:
-        return None
-    start, usage = time.perf_counter(), None
-    try:
-        for number in itertools.cycle(range(len(outcome.batches))):
-            timed_batch(plan, outcome, timer, *_batch(outcome, number))
-            now = time.perf_counter()
-            # The first window still averages over what ran before the loop.
-            usage = sampler.usage(start + counters.window_s, now)
-            if usage.valid or now - start >= limit_s:
-                break
-    except FAILURES as error:  # its times stand; utilization stays as it is
-        warn(f"{outcome.method.name}: the loop for utilization ended early ({status_of(error)[1]})")
-    return None if usage is None else UsageLoop(usage, now - start)
-
-
-def _timed_pass(
-    plan: Plan, outcome: Outcome, timer: PhaseTimer, bar: Any, place: tuple[int, int], skip: set[int]
-) -> list[dict[str, Any]]:
-    samples, share_s, kept = [], 0.0, None
-    if outcome.bins and "untimed-packing" not in plan.faults:
-        start = time.perf_counter()
-        dataset_bins(plan.prompts.lengths, plan.config.batch_size, plan.pack)
-        share_s = (time.perf_counter() - start) / len(outcome.batches)
-    for number in range(len(outcome.batches)):
-        if number not in skip:
-            numbers, phases, done = timed_batch(plan, outcome, timer, *_batch(outcome, number))
-            # The authors' loop gives a batch's results back only once it has those of the next.
-            kept, done = (done if "keeps-last-batch" in plan.faults else None), None
-            if share_s:  # of packing the whole dataset, which every batch must have waited for
-                phases["plan"] = phases.get("plan", 0.0) + share_s
-            samples.append(store.sample_row(*place, number, numbers, phases, timer.host_seconds + share_s, PHASES))
-        bar.update()
-    del kept
-    return samples
-
-
-def _batch(outcome: Outcome, number: int) -> tuple[Batch, Bins | None]:
-    """A batch of the method's, and its bins where the whole dataset was packed."""
-    return outcome.batches[number], outcome.bins[number] if outcome.bins else None

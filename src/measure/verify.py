@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from ..prefilling.attention.kernels import without_cudnn
 from ..prefilling.cache import new_cache
@@ -73,28 +73,13 @@ def verify(
     for prompts, bins in batches:
         done = engine.prefill(prompts, NoTimer(), bins)
         assert done.first_tokens is not None
-        kept = done.cache.layers if done.cache else []
         for number, (ids, token) in enumerate(zip(prompts, done.first_tokens, strict=True)):
             alone, lone_ids = new_cache(), torch.from_numpy(ids).to(model.device)[None]
             with without_cudnn(model.device):
                 out = model(input_ids=lone_ids, past_key_values=alone, use_cache=True, logits_to_keep=1)
             logits = out.logits[0, -1].float()
             found.prompts += 1
-            for layer, (ours, theirs) in enumerate(zip(kept, alone.layers, strict=False)):
-                for name in ("keys", "values"):
-                    want = getattr(theirs, name)[0].float()
-                    start = int(done.mask[number].argmax()) if done.mask is not None else 0
-                    have = getattr(ours, name)[number, :, start : start + len(ids)].float()
-                    _see_finite(found, f"{name} of layer {layer}", want, have)
-                    difference = (have - want).abs()
-                    relative = float((have - want).norm() / want.norm())
-                    found.max_abs_diff = max(found.max_abs_diff, float(difference.max()))
-                    found.max_rel_diff = max(found.max_rel_diff, relative)
-                    if not relative <= tolerance:
-                        found.problem = found.problem or (
-                            f"{name} of layer {layer} differ from the prompt run alone by {relative:.2g} of their norm "
-                            f"(allowed {tolerance:.2g}), prompt of {len(ids)} tokens"
-                        )
+            _compare_caches(found, done, number, alone, tolerance)
             own = [] if done.logits is None else [done.logits[number]]
             _see_finite(found, f"logits, which follow layer {len(alone.layers) - 1},", logits, *own)
             if token != int(logits.argmax()):
@@ -102,6 +87,32 @@ def verify(
         if generate_tokens and done.cache is not None:
             _continue(found, model, prompts, done, generate_tokens, near)
     return found
+
+
+def _compare_caches(found: Verification, done: Prefilled, number: int, alone: Cache, tolerance: float) -> None:
+    """Note where a prompt's keys or values in the batch differ from those that it has alone.
+
+    Args:
+        number: the prompt's row in the batch's cache.
+        alone: keys and values [1, heads, tokens, head_dim] of the prompt run alone.
+        tolerance: of the difference's norm over the norm.
+    """
+    start = int(done.mask[number].argmax()) if done.mask is not None else 0
+    for layer, (ours, theirs) in enumerate(zip(done.cache.layers if done.cache else [], alone.layers, strict=False)):
+        for name in ("keys", "values"):
+            want = getattr(theirs, name)[0].float()
+            tokens = want.shape[1]
+            have = getattr(ours, name)[number, :, start : start + tokens].float()
+            _see_finite(found, f"{name} of layer {layer}", want, have)
+            difference = have - want
+            relative = float(difference.norm() / want.norm())
+            found.max_abs_diff = max(found.max_abs_diff, float(difference.abs().max()))
+            found.max_rel_diff = max(found.max_rel_diff, relative)
+            if not relative <= tolerance:
+                found.problem = found.problem or (
+                    f"{name} of layer {layer} differ from the prompt run alone by {relative:.2g} of their norm "
+                    f"(allowed {tolerance:.2g}), prompt of {tokens} tokens"
+                )
 
 
 def _see_finite(found: Verification, what: str, alone: torch.Tensor, *own: torch.Tensor) -> None:

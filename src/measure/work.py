@@ -38,7 +38,7 @@ COMPUTED = [place for place, name in enumerate(TERMS) if name in {"prompts", "to
 
 
 @dataclass(frozen=True)
-class Way:
+class ForwardSettings:
     """How batches are computed under the ``modern`` protocol, whatever the method.
 
     Attributes:
@@ -57,8 +57,8 @@ class Way:
     pads_are_held: bool = True
 
     @classmethod
-    def of(cls, plan: Plan, method: Method | None = None) -> Way:
-        """The way of a plan, and of a method that has a kernel of its own."""
+    def of(cls, plan: Plan, method: Method | None = None) -> ForwardSettings:
+        """Those of a plan, and of a method that has a kernel of its own."""
         wanted = (method and method.attention) or plan.options.attention
         kernel = kernel_of(wanted, plan.device, plan.dtype).NAME
         most = most_at_once(plan.options.max_tokens, plan.device.type)
@@ -69,17 +69,19 @@ class Way:
         return parts_of(method, lengths, self.pack, self.most, bins)
 
 
-def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None) -> Floats:
+def work_of(
+    shape: Shape, method: Method, lengths: Sequence[int], settings: ForwardSettings, bins: Bins | None = None
+) -> Floats:
     """The work of one batch, float64 [len(TERMS)], in the order and units of ``TERMS``.
 
     Args:
         lengths: tokens of each prompt of the batch.
         bins: its bins, where the whole dataset was packed beforehand.
     """
-    parts = way.parts(method, lengths, bins)
+    parts = settings.parts(method, lengths, bins)
     k, computed = len(lengths), sum(part.computed_tokens for part in parts)
     spans = [spans_of(part, lengths, method.packs, (shape.window,)) for part in parts]
-    attention = [KERNELS[way.kernel].plan(each) for each in spans]
+    attention = [KERNELS[settings.kernel].plan(each) for each in spans]
     zeroed, scattered = 0.0, 0.0
     if scatters(method, parts, shape.window is not None):
         zeroed, scattered = k * max(lengths), 2.0 * computed
@@ -90,29 +92,31 @@ def work_of(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins
             2.0 * computed * (shape.layer_parameters - shape.rest_of_last_layer),
             4.0 * sum(made.pairs for made in attention) * shape.attention,
             sum(made.calls for made in attention) * shape.layers,
-            sum(made.gathered for made in attention) * (shape.attention + shape.kv_width) * way.element_size,
-            zeroed * shape.kv_width * way.element_size,
-            scattered * shape.kv_width * way.element_size,
+            sum(made.gathered for made in attention) * (shape.attention + shape.kv_width) * settings.element_size,
+            zeroed * shape.kv_width * settings.element_size,
+            scattered * shape.kv_width * settings.element_size,
         ]
     )
 
 
-def memory_bytes(shape: Shape, method: Method, lengths: Sequence[int], way: Way, bins: Bins | None = None) -> float:
+def memory_bytes(
+    shape: Shape, method: Method, lengths: Sequence[int], settings: ForwardSettings, bins: Bins | None = None
+) -> float:
     """Lower bound of the memory in bytes that a batch holds at once: weights, the KV cache, logits, activations.
 
     Args:
         lengths: tokens of each prompt of the batch.
         bins: its bins, where the whole dataset was packed beforehand.
     """
-    parts = way.parts(method, lengths, bins)
+    parts = settings.parts(method, lengths, bins)
     hidden = shape.vocabulary / shape.vocab_size
     # Of one layer at a time: the residual, queries, keys and values, and what attention gives.
     of_token = hidden + (2 * shape.attention + shape.kv_width) / shape.layers
     activations = max(part.computed_tokens for part in parts) * of_token
     # Whatever the layout, keys and values end in one row a prompt, as wide as the longest.
     scattered = scatters(method, parts, shape.window is not None)
-    kept = sum(lengths) if scattered and not way.pads_are_held else len(lengths) * max(lengths)
-    return shape.bytes(1, kept, len(lengths), way.element_size) + way.element_size * activations
+    kept = sum(lengths) if scattered and not settings.pads_are_held else len(lengths) * max(lengths)
+    return shape.bytes(1, kept, len(lengths), settings.element_size) + settings.element_size * activations
 
 
 def useful_operations(plan: Plan) -> float:
@@ -132,12 +136,12 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
     if assignment.method.serves or assignment.method.engine:
         return None
     shape, c, method = Shape.of(plan.source.config), plan.config, assignment.method
-    way = Way.of(plan, method) if c.protocol == "modern" else None
+    settings = ForwardSettings.of(plan, method) if c.protocol == "modern" else None
     total = 0.0
     for number, (batch, (rows, width)) in enumerate(zip(assignment.batches, assignment.shapes, strict=True)):
         lengths = plan.prompts.lengths[batch].tolist()
         bins = assignment.bins[number] if assignment.bins else None
-        if way is None:
+        if settings is None:
             if method.packs:
                 bins = bins or plan.pack(lengths, max(lengths))
                 width = max(sum(lengths[place] - 1 for place in bin_) for bin_ in bins)
@@ -145,8 +149,8 @@ def computed_operations(plan: Plan, assignment: Assignment) -> float | None:
             if method.packs and c.metric == "ttft":
                 total += sum(shape.operations(1, 1, 1) + 4.0 * (n - 1) * shape.attention for n in lengths)
             continue
-        total += float(work_of(shape, method, lengths, way, bins)[COMPUTED].sum())
+        total += float(work_of(shape, method, lengths, settings, bins)[COMPUTED].sum())
         if c.forward == "transformers":
-            computed = sum(part.computed_tokens for part in way.parts(method, lengths, bins))
+            computed = sum(part.computed_tokens for part in settings.parts(method, lengths, bins))
             total += 2.0 * (computed - len(batch)) * shape.rest_of_last_layer
     return total

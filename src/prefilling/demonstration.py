@@ -17,7 +17,8 @@ from transformers.utils import logging
 from ..cli import UserError
 from ..config import ModelConfig
 from .library import generate, prefill
-from .models import find_model, load_model
+from .loading import load_model
+from .models import find_model
 
 TURNS = 3  # of packed and padded, of which the medians are shown
 WIDEST = 150  # columns of the terminal that are used

@@ -49,12 +49,13 @@ class Waits:
     stable: bool | None
 
 
-def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
+def waits_of(served: Served, slo_s: float | None, seed: int = 0, draws: int = DRAWS) -> Waits:
     """Sum up a run.
 
     Args:
         slo_s: the objective, seconds to the first token; None: there is none.
         seed: of the bootstrap.
+        draws: of the bootstrap, which takes nearly all the time; 0 leaves the intervals out.
     """
     batch = served.batch_of
     starts_s, ends_s = np.array(served.starts_s), np.array(served.ends_s)
@@ -72,8 +73,8 @@ def waits_of(served: Served, slo_s: float | None, seed: int = 0) -> Waits:
     longest_s = float(took_s.min() if served.within else took_s.max())  # an engine's own batches are not seen
     kept_up = behind_s <= max(BACKLOG * arrived_s, BATCHES_BEHIND * longest_s)
     return Waits(
-        _summary(ttft_s, periods, seed),
-        _summary(queue_s, periods, seed),
+        _summary(ttft_s, periods, seed, draws),
+        _summary(queue_s, periods, seed, draws),
         _busy_s(starts_s, ends_s, of_batch) / span_s,
         int(periods.max()) + 1,
         (len(ttft_s) - 1) / arrived_s if arrived_s else float("inf"),
@@ -101,21 +102,21 @@ def _busy_s(starts_s: Floats, ends_s: Floats, periods: NDArray[np.int64]) -> flo
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 
 
-def _summary(seconds: Floats, periods: NDArray[np.int64], seed: int) -> dict[str, Interval]:
+def _summary(seconds: Floats, periods: NDArray[np.int64], seed: int, draws: int) -> dict[str, Interval]:
     """Mean and percentiles, with 95 % intervals by resampling busy periods."""
     found = {"mean": float(seconds.mean())}
     found |= {name: float(np.percentile(seconds, share, method="higher")) for name, share in PERCENTILES.items()}
     count = int(periods.max()) + 1
-    if count < FEWEST_PERIODS:
+    if count < FEWEST_PERIODS or not draws:
         return {name: Interval(value, math.nan, math.nan) for name, value in found.items()}
     rng, order = np.random.default_rng(seed), np.argsort(seconds, kind="stable")
     ranked, of = seconds[order], periods[order]
-    draws: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(DRAWS):
+    drawn: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(draws):
         weights = np.bincount(rng.integers(0, count, count), minlength=count)[of]
         passed = np.cumsum(weights)
-        draws["mean"].append(float(ranked @ weights / passed[-1]))
+        drawn["mean"].append(float(ranked @ weights / passed[-1]))
         for name, share in PERCENTILES.items():
-            draws[name].append(float(ranked[np.searchsorted(passed, share / 100 * passed[-1])]))
-    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in draws.items()}
+            drawn[name].append(float(ranked[np.searchsorted(passed, share / 100 * passed[-1])]))
+    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items()}
     return {name: Interval(value, float(ends[name][0]), float(ends[name][1])) for name, value in found.items()}

@@ -16,6 +16,7 @@ from ..prefilling.methods import method_of
 
 ON_PURPOSE = "measured with faults on purpose"  # begins the reason for which such a measurement is INVALID
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
+CHOICES = {"status": STATUSES, "metric": ("prefill", "ttft"), "protocol": ("modern", "paper")}  # what columns may hold
 
 # The kinds of columns. The first three identify a measurement; two rows that agree in them are the same measurement.
 WORK = "work: what was asked of every method; only equal work is compared, on one machine or on several"
@@ -293,7 +294,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
+class RecordColumn:
     """A column as it is defined in ``Row``: its Python type as text, kind, meaning and unit."""
 
     name: str
@@ -304,7 +305,7 @@ class Column:
 
 
 COLUMNS = {
-    each.name: Column(each.name, str(each.type), **{key: each.metadata[key] for key in ("kind", "doc", "unit")})
+    each.name: RecordColumn(each.name, str(each.type), **{key: each.metadata[key] for key in ("kind", "doc", "unit")})
     for each in fields(Row)
 }
 # Columns that have an interval, with the columns of its ends.
@@ -315,6 +316,16 @@ INTERVALS = {
     "speedup_over_length_ordered": ("speedup_over_length_ordered_ci_low", "speedup_over_length_ordered_ci_high"),
     "fraction_of_ideal": ("fraction_of_ideal_ci_low", "fraction_of_ideal_ci_high"),
 }
+
+
+def odd(row: Row) -> str | None:
+    """What of a row no program of ours writes, in words; None where it is as it should be."""
+    for name, choices in CHOICES.items():
+        if (value := getattr(row, name)) not in choices:
+            return f"{name} is '{str(value)[:60]}', not one of {', '.join(choices)}"
+    if row.arrivals and row.rate is None:
+        return f"arrivals is '{row.arrivals[:60]}', and rate is missing"
+    return None
 
 
 def parts(*kinds: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from .row import COLUMNS, STATUSES, Column, Row
+from .row import CHOICES, COLUMNS, RecordColumn, Row, odd
 
 # Raise it, and add a function to UPGRADES, when a column or key is removed, changes its meaning or type, or becomes
 # mandatory. A new column that may be null needs neither.
@@ -122,8 +122,8 @@ def check(content: Mapping[str, Any]) -> Row:
         if not _is(length, "int") or length < 1:
             raise ValueError(f"prompt_lengths holds {_shown(length)}, not whole numbers from 1 on")
     row = Row(**{name: _as(ROW[name], value) for name, value in content["row"].items() if name in ROW})
-    if row.status not in STATUSES:
-        raise ValueError(f"row.status is {_shown(row.status)}, not one of {', '.join(STATUSES)}")
+    if problem := odd(row):
+        raise ValueError(f"row.{problem}")
     if not row.run_id:
         raise ValueError("row.run_id is empty")
     return row
@@ -168,7 +168,10 @@ def json_schema() -> dict[str, Any]:
     row = _object(ROW, {name: _described(column) for name, column in COLUMNS.items()})
     row["required"] = list(REQUIRED)
     row["properties"]["run_id"]["minLength"] = 1
-    row["properties"]["status"]["enum"] = list(STATUSES)
+    for name, choices in CHOICES.items():
+        row["properties"][name]["enum"] = list(choices)
+    row["if"] = {"properties": {"arrivals": {"type": "string", "minLength": 1}}, "required": ["arrivals"]}
+    row["then"] = {"properties": {"rate": {"type": "number"}}, "required": ["rate"]}
     manifest = _object(*({name: pair[place] for name, pair in MANIFEST.items()} for place in (0, 1)))
     manifest["properties"]["packages"]["additionalProperties"] = {"type": ["string", "null"]}
     schema = _object(*({name: pair[place] for name, pair in TOP.items()} for place in (0, 1)))
@@ -188,7 +191,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _described(column: Column) -> str:
+def _described(column: RecordColumn) -> str:
     return f"{column.doc} ({column.unit})" if column.unit and column.unit not in column.doc else column.doc
 
 

@@ -25,7 +25,7 @@ MOST_CLAIM_LINES = 10
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordLink:
     """A run that a table's row is from, and its entry; None where the page has no record of it."""
 
     run_id: str
@@ -41,13 +41,13 @@ class Cell:
 
 
 @dataclass
-class Part:
+class SectionOnPage:
     """A section as the page shows it."""
 
     section: Section
     anchor: str
     body: list[list[Cell]]
-    sources: list[list[Source]]
+    sources: list[list[RecordLink]]
     numeric: list[bool]
     files: list[tuple[str, str]] = field(default_factory=list)
     svg_file: str = ""
@@ -138,8 +138,8 @@ def claims_lines(sections: Sequence[Section]) -> list[str]:
 
 def _parts(
     sections: Sequence[Section], by_run: dict[str, list[Entry]], taken: set[str], with_files: bool
-) -> list[Part]:
-    parts: list[Part] = []
+) -> list[SectionOnPage]:
+    parts: list[SectionOnPage] = []
     figures = tables = 0
     for section in sections:
         table = section.table
@@ -149,7 +149,7 @@ def _parts(
             for texts, keys in cells
         ]
         sources = [[source for run_id in run_ids for source in _sources(run_id, by_run)] for run_ids in table.records]
-        part = Part(section, anchor("section", section.name, taken), body, sources, table.numeric())
+        part = SectionOnPage(section, anchor("section", section.name, taken), body, sources, table.numeric())
         if table.header:
             tables += 1
             part.table_number = tables
@@ -166,8 +166,8 @@ def _parts(
     return parts
 
 
-def _sources(run_id: str, by_run: dict[str, list[Entry]]) -> list[Source]:
-    return [Source(run_id, found) for found in by_run.get(run_id, [])] or [Source(run_id, None)]
+def _sources(run_id: str, by_run: dict[str, list[Entry]]) -> list[RecordLink]:
+    return [RecordLink(run_id, found) for found in by_run.get(run_id, [])] or [RecordLink(run_id, None)]
 
 
 @functools.cache

@@ -89,9 +89,8 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             )
             continue
         mean = row.seconds_per_batch_mean
-        if method_of(
-            row.method
-        ).packs_dataset:  # seconds of a batch of bins cannot be compared with those of other batches
+        # Seconds of a batch of bins cannot be compared with those of other batches.
+        if method_of(row.method).packs_dataset:
             text = f"batches of its own: {significant(per_prompt(row) or 0)} ms a prompt"
             axes.annotate(text, (0, place), xytext=(6, 0),
                           textcoords="offset points", va="center", color="#555555")  # fmt: skip

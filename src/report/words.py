@@ -33,12 +33,20 @@ def title(row: Row, machine: str | None = None) -> str:
     Args:
         machine: what it ran on, where the device alone does not tell it.
     """
+    return _subject(row, _source(row), f", {machine or row.device_name}")
+
+
+def title_anywhere(row: Row) -> str:
+    """The same, wherever it was measured."""
+    return _subject(row, row.dataset_source, "")
+
+
+def _subject(row: Row, source: str, where: str) -> str:
     bits = "" if row.loadbit == "none" else f", {row.loadbit}-bit weights"
     return (
-        f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({_source(row)}), {row.model} "
+        f"{UNITS[row.metric]}, {row.protocol} protocol: {row.dataset} ({source}), {row.model} "
         f"({row.weights_source} weights, {row.dtype}{bits}), batch size {row.batch_size}, "
-        f"{row.num_prompts:,} prompts{told_apart(row)}, {machine or row.device_name}"
-        + (f", with faults: {row.faults}" if row.faults else "")
+        f"{row.num_prompts:,} prompts{told_apart(row)}{where}" + (f", with faults: {row.faults}" if row.faults else "")
     )
 
 

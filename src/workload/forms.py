@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Found:
+class PromptsOfFile:
     """The prompts of one file: their form, what it is in words, and of how many conversations they are."""
 
     form: str
@@ -67,7 +67,7 @@ class Found:
     conversations: int = 0
 
 
-def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: OnBad) -> Found:
+def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: OnBad) -> PromptsOfFile:
     """The prompts in a file's records.
 
     Args:
@@ -115,7 +115,7 @@ def items_of(parsed: Parsed, where: str, field: str | None, turns: str, on_bad: 
             continue
         conversations += form == CHAT and value is not None
         items += [Item(content, arrival, outputs) for content in contents] * times
-    return Found(form, _words(form, name, names), items, conversations)
+    return PromptsOfFile(form, _words(form, name, names), items, conversations)
 
 
 def _is_message(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from .. import hub, paper
 from ..cli import UserError, warn
 from ..config import DatasetConfig
 from . import arrivals, files
-from .forms import CHAT, LENGTHS, TOKENS
+from .forms import CHAT, LENGTHS, TOKENS, Item
 from .profiles import read_profile
 from .sample import draw, follow
 from .sources import Read, read_files, read_hub, read_shipped, shipped_lines
@@ -130,18 +130,8 @@ def _drawn(
 ) -> Prompts:
     """A sample of what was read, as token ids."""
     setting = {"file": "dataset.path", "shipped": "dataset.source"}.get(source, "dataset.hub_id")
-    fewest, short = (2, "hold fewer than two words") if dataset.name in paper.DATASETS else (1, "are empty")
-    usable = [item for item in read.items if _is_prompt(item.content, fewest)]
-    if not usable:
-        raise UserError(setting, f"all records of {files.named(read.detail)} {short}", "check dataset.text_field")
-    if left_out := len(read.items) - len(usable):
-        warn(f"{left_out:,} of {len(read.items):,} records of {files.named(read.detail)} {short}: they are left out")
-    times = [item.arrival_s for item in usable] if in_order else [None]
-    if in_order and 0 < (missing := times.count(None)) < len(times):
-        problem = f"{missing:,} of {len(times):,} requests of {files.named(read.detail)} do not say when they came"
-        raise UserError(setting, problem, "give each a time, or leave those out")
-    if None not in times:
-        arrivals.check_order(np.array(times, dtype=np.float64), setting)
+    usable = _usable(read, dataset, setting)
+    if in_order and _all_timed(usable, read, setting):
         drawn = follow(len(usable), wanted, rng)
     else:
         drawn = draw(len(usable), wanted, rng, sample)
@@ -161,6 +151,46 @@ def _drawn(
             texts = tokenizer.decode([ids[:most] for ids in encoded])
             encoded, most = tokenizer.encode(texts), None
     token_ids = [np.asarray(ids[:most], dtype=np.int64) for ids in encoded]
+    _check_ids(token_ids, texts, tokenizer, vocab_size, setting)
+    if source == "file":
+        warn(f"{files.named(read.detail)}: {form}")
+    came = [item.arrival_s for item in chosen]
+    outputs = [item.output_tokens for item in chosen]
+    return Prompts(
+        token_ids, texts, source, read.detail, tokenizer, len(read.items) - len(usable), drawn.order, form,
+        None if None in came else np.array(came, dtype=np.float64),
+        None if None in outputs else np.array(outputs, dtype=np.int64),
+    )  # fmt: skip
+
+
+def _usable(read: Read, dataset: DatasetConfig, setting: str) -> list[Item]:
+    """What of the records are prompts; what is left out is said."""
+    fewest, short = (2, "hold fewer than two words") if dataset.name in paper.DATASETS else (1, "are empty")
+    usable = [item for item in read.items if _is_prompt(item.content, fewest)]
+    if not usable:
+        raise UserError(setting, f"all records of {files.named(read.detail)} {short}", "check dataset.text_field")
+    if left_out := len(read.items) - len(usable):
+        warn(f"{left_out:,} of {len(read.items):,} records of {files.named(read.detail)} {short}: they are left out")
+    return usable
+
+
+def _all_timed(items: Sequence[Item], read: Read, setting: str) -> bool:
+    """Whether every prompt says when it came, in an order that can be; an error where only some do."""
+    times = [item.arrival_s for item in items]
+    missing = times.count(None)
+    if 0 < missing < len(times):
+        problem = f"{missing:,} of {len(times):,} requests of {files.named(read.detail)} do not say when they came"
+        raise UserError(setting, problem, "give each a time, or leave those out")
+    if not missing:
+        arrivals.check_order(np.array(times, dtype=np.float64), setting)
+    return not missing
+
+
+def _check_ids(
+    token_ids: Sequence[TokenIds], texts: Sequence[str] | None, tokenizer: Tokenizer | None, vocab_size: int,
+    setting: str,
+) -> None:  # fmt: skip
+    """See that no prompt is empty, and that the model knows every token."""
     if texts and not all(map(len, token_ids)):
         empty = texts[[len(ids) for ids in token_ids].index(0)]
         raise UserError(setting, f"the tokenizer makes no token of {ascii(empty)[:60]}", "take it out of the dataset")
@@ -172,15 +202,6 @@ def _drawn(
             f"its vocabulary of {vocab_size:,} is smaller than the {whose}",
             "choose a model with a larger vocabulary, or dataset.source=profile",
         )
-    if source == "file":
-        warn(f"{files.named(read.detail)}: {form}")
-    came = [item.arrival_s for item in chosen]
-    outputs = [item.output_tokens for item in chosen]
-    return Prompts(
-        token_ids, texts, source, read.detail, tokenizer, left_out, drawn.order, form,
-        None if None in came else np.array(came, dtype=np.float64),
-        None if None in outputs else np.array(outputs, dtype=np.int64),
-    )  # fmt: skip
 
 
 def _is_prompt(content: Any, fewest_words: int) -> bool:

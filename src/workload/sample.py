@@ -14,23 +14,23 @@ AUTHORS_SEED = 42
 
 
 @dataclass(frozen=True)
-class Sample:
+class Selection:
     """Places in a dataset, int64 [n], and where it is given the order in which batches are cut from them, int64 [n]."""
 
     chosen: NDArray[np.int64]
     order: NDArray[np.int64] | None = None
 
 
-def follow(available: int, wanted: int, rng: np.random.Generator) -> Sample:
+def follow(available: int, wanted: int, rng: np.random.Generator) -> Selection:
     """``wanted`` prompts that follow each other, from a seeded place on, in their order; all, with a note, of fewer."""
     if wanted > available:
         warn(f"num_prompts={wanted:,}, but only {available:,} prompts are usable: all of them are used")
     first = int(rng.integers(0, max(1, available - wanted + 1)))
     chosen = np.arange(first, min(first + wanted, available), dtype=np.int64)
-    return Sample(chosen, np.arange(len(chosen), dtype=np.int64))
+    return Selection(chosen, np.arange(len(chosen), dtype=np.int64))
 
 
-def draw(available: int, wanted: int, rng: np.random.Generator, sample: str = "own") -> Sample:
+def draw(available: int, wanted: int, rng: np.random.Generator, sample: str = "own") -> Selection:
     """Draw ``wanted`` of ``available`` prompts without repetition; all of them, with a note, where there are fewer.
 
     Args:
@@ -41,9 +41,9 @@ def draw(available: int, wanted: int, rng: np.random.Generator, sample: str = "o
     if wanted > available:
         warn(f"num_prompts={wanted:,}, but only {available:,} prompts are usable: all of them are used")
     if sample == "own":
-        return Sample(rng.permutation(available)[:wanted])
+        return Selection(rng.permutation(available)[:wanted])
     generator = random.Random(AUTHORS_SEED)
     chosen = generator.sample(range(available), min(wanted, available))
     order = list(range(len(chosen)))
     generator.shuffle(order)
-    return Sample(np.array(chosen, dtype=np.int64), np.array(order, dtype=np.int64))
+    return Selection(np.array(chosen, dtype=np.int64), np.array(order, dtype=np.int64))

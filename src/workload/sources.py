@@ -14,7 +14,7 @@ from .. import hub
 from ..cli import UserError, warn
 from ..config import DatasetConfig
 from . import files
-from .forms import CHAT, KNOWN, TEXT, TURNS, Found, Item, items_of
+from .forms import CHAT, KNOWN, TEXT, TURNS, Item, PromptsOfFile, items_of
 from .parse import Parsed, numbered, parse, refuse, worth_reading
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -63,7 +63,7 @@ def read_files(dataset: DatasetConfig) -> Read:
     return Read(items, found[0].form, in_words(found, dataset.turns), files.detail(paths))
 
 
-def _read_file(path: Path, dataset: DatasetConfig, bad: list[str]) -> Found:
+def _read_file(path: Path, dataset: DatasetConfig, bad: list[str]) -> PromptsOfFile:
     def on_bad(place: str, reason: str) -> None:
         if not dataset.skip_bad:
             refuse(place, reason)
@@ -80,7 +80,7 @@ def _read_file(path: Path, dataset: DatasetConfig, bad: list[str]) -> Found:
         raise UserError("dataset.path", f"'{path.name}' holds no prompts as it is ({reason})", remedy) from None
 
 
-def in_words(found: list[Found], turns: str) -> str:
+def in_words(found: list[PromptsOfFile], turns: str) -> str:
     """The form of prompts for people: ``chat messages of 812 conversations``."""
     if found[0].form == CHAT:
         return f"{found[0].words} of {sum(each.conversations for each in found):,} conversations ({TURNS[turns]})"
