@@ -20,7 +20,7 @@ help: ## list the targets
 
 setup: $(READY) ## prepare the environment in .venv (quick when nothing is missing)
 
-reproduce: $(READY) ## measure prepacking against its baselines and write the report (CPU: about 14 minutes) [MINUTES=10] [SEED=1] [OPEN=1]
+reproduce: $(READY) ## measure prepacking against its baselines and write the report (2 CPU cores: 14 to 41 minutes) [MINUTES=10] [SEED=1] [OPEN=1]
 	$(PY) -m src.reproduce scale=$(SCALE) $(if $(MINUTES),minutes=$(MINUTES)) $(if $(SEED),seed=$(SEED)) $(if $(RESULTS),results_dir=$(RESULTS)) $(if $(OPEN),open=true) $(if $(LAUNCHER),launcher=$(LAUNCHER) $(SLURM:%=slurm.%))
 
 bench: $(READY) ## what each method is worth today, as ratios with intervals (MINUTES=30 at most, cheapest first)

@@ -19,7 +19,7 @@ from src import reproduce
 from src.cli import UserError
 from src.compose import compose
 from src.config import Config, config_hash
-from src.jobs import apart, duration, largest_batch, trying
+from src.jobs import agenda, apart, duration, largest_batch, trying
 from src.jobs.experiments import experiments, priority_of
 from src.jobs.forecast import FILE, Clock, Forecast, Taken, corrected
 from src.measure.plan import Plan, prepare
@@ -261,3 +261,14 @@ def test_a_search_is_estimated_to_double_until_memory_would_run_out(tiny_config:
     wide = prepare(tiny_config("num_prompts=4", "protocol=paper", "isolate=true", "memory_limit_mb=1000"))
     small, large = (largest_batch.seconds([each], lambda _, times: times) for each in (plan, wide))
     assert 2 < small < large < 1.5 * 10 * small
+
+
+def test_an_experiment_that_shows_anothers_comparisons_says_so(tmp_path: Path) -> None:
+    """`make reproduce` said that none of its comparisons could be measured."""
+    small = [*TINY_OVERRIDES, f"results_dir={tmp_path}"]
+    runs = {"time_by_dataset": [small], "memory_and_utilization": [small], "faults": []}
+    tasks = agenda.tasks_of(runs, ())
+    said = agenda.announcement(list(runs), tasks, tasks, 1.0, None).splitlines()
+    assert "  memory_and_utilization: its comparisons are those of time_by_dataset" in said
+    assert "  faults: none of its comparisons can be measured here" in said
+    assert sum(line.startswith("  time_by_dataset: 1 comparison, about") for line in said) == 1

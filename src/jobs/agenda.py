@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..cli import UserError, warn
 from ..compose import compose
@@ -25,6 +25,7 @@ class Task:
     plans: list[Plan]
     searches: bool  # for the largest batch or rate: one search measures several comparisons
     estimated_s: float = 0.0
+    also_of: list[str] = field(default_factory=list)  # other experiments that the same comparison belongs to
 
     @property
     def title(self) -> str:
@@ -59,7 +60,9 @@ def tasks_of(runs: Mapping[str, Sequence[list[str]]], searched: Collection[str])
                     raise
                 warn(f"{name}: left out: {error}")  # one fault needs prompts with text, which the hub alone has
                 continue
-            found.setdefault(f"{task.searches} {task.plans[0].comparison_id}", task)
+            first = found.setdefault(f"{task.searches} {task.plans[0].comparison_id}", task)
+            if first is not task:
+                first.also_of.append(name)
     return list(found.values())
 
 
@@ -78,7 +81,9 @@ def announcement(
     for name in names:
         every, ours = ([task for task in some if task.experiment == name] for some in (tasks, new))
         if not every:
-            lines.append(f"  {name}: none of its comparisons can be measured here")
+            owners = list(dict.fromkeys(task.experiment for task in tasks if name in task.also_of))
+            shared = f"its comparisons are those of {' and '.join(owners)}"
+            lines.append(f"  {name}: {shared if owners else 'none of its comparisons can be measured here'}")
             continue
         counted = _counted(len(every), "search" if every[0].searches else "comparison")
         recorded = f", {len(every) - len(ours)} of them recorded already" if len(every) > len(ours) else ""
