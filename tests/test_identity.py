@@ -37,7 +37,7 @@ from src.prefilling import identity
 from src.prefilling.models import find_model
 from src.records import groups as aggregate
 from src.records import store as records
-from src.records.row import CHOICES, COLUMNS, FIGURE, HOW, MACHINE, PROVENANCE, SETTING, WORK, key, parts
+from src.records.row import COLUMNS, FIGURE, HOW, MACHINE, PROVENANCE, SETTING, VALUES, WORK, key, parts
 from src.records.store import Record
 from src.report.build import report_on, sections_of
 from src.report.comparison import comparison_table
@@ -248,8 +248,8 @@ def test_what_is_asked_is_part_of_what_is_the_same(measure: Measure, tmp_path: P
     for name in parts(WORK):
         kind = COLUMNS[name].type
         other = dataclasses.replace(made.row, run_id=f"other-{name}", comparison_id=f"other-{name}")
-        if name in CHOICES:
-            value: object = next(each for each in CHOICES[name] if each != getattr(made.row, name))
+        if name in VALUES:
+            value: object = next(each for each in VALUES[name] if each != getattr(made.row, name))
         else:
             value = 77 if "int" in kind else 77.0 if "float" in kind else "another"
         setattr(other, name, value)
@@ -424,8 +424,7 @@ def test_prompts_that_were_cut_are_judged_by_no_claim_on_whole_ones(measure: Mea
 
 def test_what_is_shipped_is_comparable_with_what_the_main_job_measures(tmp_path: Path) -> None:
     """Comparing the one with the other said that nothing could be compared."""
-    every = {name: sweep(name, ["scale=cpu", "device=cpu", f"results_dir={tmp_path}"]) for name in experiments()}
-    runs = {name: [each[0], each[-1]] for name, each in every.items()}  # composing all takes long
+    runs = {name: sweep(name, ["scale=cpu", "device=cpu", f"results_dir={tmp_path}"]) for name in experiments()}
     tasks = agenda.tasks_of(runs, SEARCHES)
     shipped = {
         key(record.row, WORK, HOW) for record in records.read_all(Path(__file__).parents[1] / "results" / "shipped")

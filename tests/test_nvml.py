@@ -44,15 +44,10 @@ show = lambda value: print(json.dumps(value))
 def built_stub(folder: Path) -> Path:
     """The folder, with a freshly compiled libnvidia-ml.so.1 in it."""
     assert COMPILER
-    built = [
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Wl,-soname,libnvidia-ml.so.1",
-        "-o",
-        str(folder / "libnvidia-ml.so.1"),
-        str(ROOT / "tests" / "nvml_stub.c"),
-    ]
+    # By its own name, so that who asks for the name later is given the one that is loaded already.
+    named = "-Wl,-soname,libnvidia-ml.so.1"
+    made, source = folder / "libnvidia-ml.so.1", ROOT / "tests" / "nvml_stub.c"
+    built = ["-shared", "-fPIC", "-Wall", named, "-o", str(made), str(source)]
     subprocess.run([COMPILER, *built], check=True, capture_output=True)
     return folder
 

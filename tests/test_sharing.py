@@ -29,7 +29,8 @@ from src.measure.validity import CHANGED_TREE
 from src.provenance import EARLIER_CODE, EARLIER_FILES, code_hash
 from src.records import schema
 from src.records import store as records
-from src.records.row import CHOICES, COLUMNS, Row
+from src.records.row import COLUMNS, Row
+from src.records.row import VALUES as HELD
 from src.records.store import Record
 
 sys.path.append(str(ROOT / "scripts"))
@@ -47,11 +48,11 @@ VALUES = {
     "float": st.floats(allow_nan=False, allow_infinity=False),
     "bool": st.booleans(),
 }
-COLUMN = st.sampled_from(sorted(set(schema.ROW) - {"run_id", "rate", *CHOICES}))
+COLUMN = st.sampled_from(sorted(set(schema.ROW) - {"run_id", "rate", *HELD}))
 CELL = COLUMN.flatmap(
     lambda name: st.tuples(st.just(name), VALUES[schema.ROW[name].split()[0]] | st.just(getattr(Row(), name)))
 )
-CHOSEN = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in CHOICES.items()})
+CHOSEN = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in HELD.items()})
 ROWS = st.builds(
     lambda cells, chosen, rate: dict(cells) | chosen | {"rate": rate}, st.lists(CELL), CHOSEN, VALUES["float"]
 )

@@ -11,12 +11,14 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..config import CHOICES
 from ..interval import FEW, Interval
 from ..prefilling.methods import method_of
 
 ON_PURPOSE = "measured with faults on purpose"  # begins the reason for which such a measurement is INVALID
 STATUSES = ("ok", "oom", "timeout", "error", "gated", "incorrect", "skipped")
-CHOICES = {"status": STATUSES, "metric": ("prefill", "ttft"), "protocol": ("modern", "paper")}  # what columns may hold
+# What columns may hold, of settings what these may be.
+VALUES = {"status": STATUSES} | {name: tuple(sorted(CHOICES[name])) for name in ("metric", "protocol")}
 
 # The kinds of columns. The first three identify a measurement; two rows that agree in them are the same measurement.
 WORK = "work: what was asked of every method; only equal work is compared, on one machine or on several"
@@ -320,11 +322,11 @@ INTERVALS = {
 
 def odd(row: Row) -> str | None:
     """What of a row no program of ours writes, in words; None where it is as it should be."""
-    for name, choices in CHOICES.items():
-        if (value := getattr(row, name)) not in choices:
-            return f"{name} is '{str(value)[:60]}', not one of {', '.join(choices)}"
+    for name, values in VALUES.items():
+        if (value := getattr(row, name)) not in values:
+            return f"{name} is {ascii(value)[:60]}, not one of {', '.join(values)}"
     if row.arrivals and row.rate is None:
-        return f"arrivals is '{row.arrivals[:60]}', and rate is missing"
+        return f"arrivals is {ascii(row.arrivals)[:60]}, and rate is missing"
     return None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from .row import CHOICES, COLUMNS, RecordColumn, Row, odd
+from .row import COLUMNS, VALUES, RecordColumn, Row, odd
 
 # Raise it, and add a function to UPGRADES, when a column or key is removed, changes its meaning or type, or becomes
 # mandatory. A new column that may be null needs neither.
@@ -168,8 +168,8 @@ def json_schema() -> dict[str, Any]:
     row = _object(ROW, {name: _described(column) for name, column in COLUMNS.items()})
     row["required"] = list(REQUIRED)
     row["properties"]["run_id"]["minLength"] = 1
-    for name, choices in CHOICES.items():
-        row["properties"][name]["enum"] = list(choices)
+    for name, values in VALUES.items():
+        row["properties"][name]["enum"] = list(values)
     row["if"] = {"properties": {"arrivals": {"type": "string", "minLength": 1}}, "required": ["arrivals"]}
     row["then"] = {"properties": {"rate": {"type": "number"}}, "required": ["rate"]}
     manifest = _object(*({name: pair[place] for name, pair in MANIFEST.items()} for place in (0, 1)))
